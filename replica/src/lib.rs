@@ -1,1 +1,46 @@
-//! Placeholder.
+//! The deterministic core of Onlyonce: one state machine, events in, effects out.
+//!
+//! A [`Replica`] is one node of a cluster without its clock, sockets, threads and disk writes:
+//! [`Replica::step`] takes one [`Event`] and returns the [`Effect`]s to be carried out, in order.
+//! The same code runs in production, under tests and in simulation. It reads rows through
+//! [`onlyonce_storage::State`]; it writes by handing out records.
+//!
+//! - `requests` → what the primary does with a client's request,
+//! - `duplicates` → which requests ran, and what they were answered,
+//! - [`kv`] → what an operation does to rows,
+//! - `primary` → records, followers, commit, leases,
+//! - `follower` → a backup's or learner's side of it,
+//! - `progress` → what the primary knows of one follower,
+//! - `views` → the register, proposals, start and takeover,
+//! - `checkpoint` → when entries are folded into the tables.
+//!
+//! # Properties
+//! The invariants I1–I10 are stated, and argued for, in `docs/replication.md`; each is repeated on
+//! the type that keeps it.
+//!
+//! # Life of a put
+//! [`Event::Request`] → looked up in the duplicate table → executed against the newest staged state
+//! → effects, reply and duplicate row are one entry of the open record → on [`Event::Drained`] the
+//! record is closed: [`Effect::Persist`] and, at the same time, an `Append` to every follower →
+//! [`Event::Persisted`] and every `AppendOk` → committed → [`Effect::Reply`].
+
+mod checkpoint;
+mod config;
+mod duplicates;
+mod event;
+mod follower;
+pub mod kv;
+mod message;
+mod primary;
+mod progress;
+mod replica;
+mod requests;
+pub mod rows;
+mod saved;
+mod views;
+
+pub use config::{Config, DRIFT_PER_MILLE, Mode, Timing};
+pub use event::{Effect, Event, Moment, ProposalResult, ReplyTo};
+pub use message::{PeerHello, PeerMessage, Position};
+pub use replica::{Replica, StartError, Stop};
+pub use saved::{Owner, Saved, SavedProposal};

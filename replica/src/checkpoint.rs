@@ -1,0 +1,79 @@
+//! When committed entries are folded into the tables, and how much log stays for others.
+
+use std::collections::VecDeque;
+
+use onlyonce_storage::{Index, Record};
+
+use crate::event::{Effect, Moment};
+use crate::replica::{Replica, Stop};
+
+/// The state of checkpoints.
+pub(crate) struct Checkpointing {
+    /// The end of the generation that is being folded.
+    folding: Option<Index>,
+    last: Moment,
+    /// The sizes of the newest records, oldest first: about as many as `log_tail_bytes` holds.
+    tail: VecDeque<(Index, usize)>,
+    tail_bytes: usize,
+    pruned: Index,
+}
+
+impl Checkpointing {
+    pub(crate) fn new(now: Moment) -> Self {
+        Self { folding: None, last: now, tail: VecDeque::new(), tail_bytes: 0, pruned: Index::ZERO }
+    }
+
+    /// Counts a record that joins the log.
+    pub(crate) fn note_record(&mut self, record: &Record) {
+        while self.tail.back().is_some_and(|(index, _)| *index >= record.index) {
+            let (_, bytes) = self.tail.pop_back().expect("just seen");
+            self.tail_bytes -= bytes;
+        }
+        self.tail.push_back((record.index, record.bytes()));
+        self.tail_bytes += record.bytes();
+    }
+
+    /// The newest index that may leave the log so that `keep` bytes of records stay.
+    fn prunable(&mut self, keep: usize) -> Index {
+        while let Some((index, bytes)) = self.tail.front().copied()
+            && self.tail_bytes - bytes >= keep
+        {
+            self.tail.pop_front();
+            self.tail_bytes -= bytes;
+            self.pruned = index;
+        }
+        self.pruned
+    }
+}
+
+impl Replica {
+    /// Begins a checkpoint when enough is committed, or enough time passed.
+    pub(crate) fn tick_checkpoint(&mut self) {
+        if self.checkpointing.folding.is_some() {
+            return;
+        }
+        let bytes = self.state.committed_bytes();
+        let waited = self.now.since(self.checkpointing.last);
+        let due = bytes >= self.config.checkpoint_bytes
+            || (bytes > 0 && waited > self.config.timing.checkpoint_interval);
+        if !due {
+            return;
+        }
+        if let Some(generation) = self.state.freeze() {
+            self.checkpointing.folding = Some(generation.upto());
+            self.checkpointing.last = self.now;
+            self.effects.push(Effect::Checkpoint(generation));
+        }
+    }
+
+    pub(crate) fn on_checkpointed(&mut self) -> Result<(), Stop> {
+        let upto = self.checkpointing.folding.take().expect("a checkpoint that ends was begun");
+        self.state.folded(upto);
+        let keep = self.config.log_tail_bytes;
+        let prunable = self.checkpointing.prunable(keep).min(upto);
+        if prunable >= self.state.first() {
+            self.effects.push(Effect::Prune { upto: prunable });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,84 @@
+//! What a replica is told at its start.
+
+use std::time::Duration;
+
+use onlyonce_wire::authority::Member;
+
+/// How a node runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// One node alone: crash-durable, no replica, no authority.
+    Lone,
+    /// A replica of a cluster whose view the authority holds.
+    Cluster {
+        /// Whether an empty register and an empty store make a new cluster.
+        bootstrap: bool,
+    },
+}
+
+/// Everything that shapes a replica's behaviour.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node.
+    pub me: Member,
+    /// Alone, or in a cluster.
+    pub mode: Mode,
+    /// A primary commits nothing while its view has fewer replicas than this.
+    pub min_copies: usize,
+    /// Durations.
+    pub timing: Timing,
+    /// Where ids, nonces and random delays come from. Never the same for two processes.
+    pub seed: u128,
+    /// How many bytes of records below the checkpoint stay in the log, for nodes that come back.
+    pub log_tail_bytes: usize,
+    /// How many committed bytes make a checkpoint due.
+    pub checkpoint_bytes: usize,
+}
+
+/// The durations of the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Between two heartbeats.
+    pub heartbeat: Duration,
+    /// How long an echoed heartbeat lets the primary answer reads, counted from its sending.
+    pub lease: Duration,
+    /// How long a node that hears no primary waits, at least, before it proposes itself.
+    pub grace: Duration,
+    /// The most random delay on top of `grace`.
+    pub grace_jitter: Duration,
+    /// How long an append may stay unacknowledged before its backup is dropped.
+    pub append_timeout: Duration,
+    /// When an unacknowledged append, a question to the register or a join is repeated.
+    pub resend: Duration,
+    /// How long a session may be idle.
+    pub session_idle: Duration,
+    /// The longest time between two checkpoints while there is something to fold.
+    pub checkpoint_interval: Duration,
+}
+
+/// The bound on the drift rate of clocks, in parts per thousand.
+pub const DRIFT_PER_MILLE: u32 = 10;
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(50),
+            lease: Duration::from_millis(400),
+            grace: Duration::from_millis(600),
+            grace_jitter: Duration::from_millis(150),
+            append_timeout: Duration::from_secs(2),
+            resend: Duration::from_millis(200),
+            session_idle: Duration::from_secs(600),
+            checkpoint_interval: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Timing {
+    /// Whether a lease always ends before a grace that began later, even on clocks that drift.
+    #[must_use]
+    pub fn is_safe(&self) -> bool {
+        self.grace * (1000 - DRIFT_PER_MILLE) >= self.lease * (1000 + DRIFT_PER_MILLE)
+            && self.heartbeat * 2 < self.lease
+    }
+}

@@ -1,0 +1,153 @@
+//! What the core is told, and what it asks for in return.
+//!
+//! The surroundings (a node's threads, or a simulator) hand [`Event`]s to
+//! [`Replica::step`](crate::Replica::step) one at a time and carry out the [`Effect`]s in the order
+//! given.
+//!
+//! - `Persist`, `Cut`, `Save` and `Prune` pass through **one** queue. Each of the first three ends
+//!   in its event ([`Event::Persisted`], [`Event::CutDone`], [`Event::Saved`]), in the same order,
+//!   and only when it is durable. Nothing that rests on one of them is sent before its event.
+//! - `Send` may lose, repeat or reorder messages; the core repeats what matters.
+//! - `Propose` and `ReadRegister` may stay without an answer; the core asks again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use onlyonce_storage::{Generation, Index, Record};
+use onlyonce_wire::authority::{Member, Register, Revision, Versioned};
+use onlyonce_wire::client::{Answer, Request};
+use onlyonce_wire::{CallId, StoreId};
+
+use crate::message::PeerMessage;
+
+/// A moment of the local clock that goes on during suspension (`CLOCK_BOOTTIME`), in nanoseconds.
+///
+/// It is sampled *after* the event that it comes with left its queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(pub u64);
+
+impl Moment {
+    /// This moment and a while. Saturates.
+    #[must_use]
+    pub fn after(self, while_: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(while_.as_nanos()).unwrap_or(u64::MAX)))
+    }
+
+    /// How long ago `earlier` was; zero if it was not.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// Where a reply goes: a call on a connection of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ReplyTo {
+    /// The connection, numbered by the node.
+    pub connection: u64,
+    /// The call on it.
+    pub call: CallId,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A client asks.
+    Request {
+        /// Where the answer goes.
+        from: ReplyTo,
+        /// What it asks.
+        request: Request,
+    },
+    /// Another node says something.
+    Peer {
+        /// The store that says so in its hello.
+        from: StoreId,
+        /// What it says.
+        message: PeerMessage,
+    },
+    /// A connection *to* this peer was made anew: what was sent before may be lost.
+    PeerConnected(StoreId),
+    /// Every record up to `index` that was handed out by `Persist` is durable here.
+    Persisted {
+        /// The newest of them.
+        index: Index,
+    },
+    /// The oldest `Cut` that was not yet reported is durable.
+    CutDone,
+    /// The oldest `Save` that was not yet reported is durable.
+    Saved,
+    /// A linearizable read of the register that began after it was asked for, or news of a watch.
+    RegisterRead(Versioned),
+    /// How the last `Propose` ended.
+    Proposed(ProposalResult),
+    /// The generation of the last `Checkpoint` is folded, durably.
+    Checkpointed,
+    /// Every queued event was handled: the open record may be closed.
+    Drained,
+    /// Some time passed (at most a few milliseconds).
+    Tick,
+}
+
+/// How a compare-and-swap of the register ended, as far as can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProposalResult {
+    /// It took place: the register has this revision now.
+    Won(Revision),
+    /// Anything else. It may have taken place, or may still.
+    Unknown,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Answer a client.
+    Reply {
+        /// The call.
+        to: ReplyTo,
+        /// The answer.
+        answer: Answer,
+    },
+    /// From now on this node may be sent to: its addresses.
+    Know(Member),
+    /// Send to a peer, if it can be reached.
+    Send {
+        /// The peer, made known before.
+        to: StoreId,
+        /// The message.
+        message: PeerMessage,
+    },
+    /// Make a record durable.
+    Persist(Arc<Record>),
+    /// Remove all records after an index from the log and save the replication state, durably.
+    Cut {
+        /// The last index that stays.
+        after: Index,
+        /// The replication state, for the head.
+        state: Bytes,
+    },
+    /// Save the replication state (view and proposal), durably.
+    Save {
+        /// The replication state, for the head.
+        state: Bytes,
+    },
+    /// Remove records up to an index from the log; all of it is in the tables. Reports nothing.
+    Prune {
+        /// The last index that goes.
+        upto: Index,
+    },
+    /// Read the register, linearizably.
+    ReadRegister,
+    /// Compare-and-swap the register.
+    Propose {
+        /// The revision that it must have.
+        expected: Revision,
+        /// The new value.
+        register: Register,
+    },
+    /// Fold a frozen generation into the tables.
+    Checkpoint(Generation),
+    /// Stop the process with this message and a non-zero exit: going on could break a promise.
+    Stop(String),
+}

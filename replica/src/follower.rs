@@ -1,0 +1,245 @@
+//! A node that takes records from the primary: a backup of the view, or a learner.
+//!
+//! # Invariants
+//! - `matched` is the last index that is known to equal the log of this view's primary, as told by
+//!   that primary in this view. It is what is acknowledged, never the end of the log.
+//! - Nothing at or below `committed` is ever cut.
+//! - A backup with a proposal of its own neither acknowledges nor echoes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use onlyonce_storage::{Index, Record, View, limits::OVERLAY_BYTES_MAX};
+use onlyonce_wire::StoreId;
+use onlyonce_wire::authority::{Register, Revision};
+
+use crate::event::{Effect, Moment};
+use crate::message::{PeerMessage, Position};
+use crate::replica::{Flush, Replica, Role, Stop, decode_records, view_of};
+
+/// What a follower knows beside its log. It lives as long as one view.
+pub(crate) struct Follower {
+    /// Up to here this log equals the primary's, which said so in this view.
+    matched: Index,
+    /// The highest index acknowledged in this view.
+    acknowledged: Option<Index>,
+    /// What the primary says is committed; this node takes it as far as it has matched.
+    told_committed: Index,
+    /// The latest of: the last echo, the learning of this view.
+    grace_from: Moment,
+    /// Random, beyond the grace.
+    jitter: Duration,
+    heard: Moment,
+    joined: Moment,
+}
+
+impl Follower {
+    pub(crate) fn new(now: Moment, jitter: Duration) -> Self {
+        Self {
+            matched: Index::ZERO,
+            acknowledged: None,
+            told_committed: Index::ZERO,
+            grace_from: now,
+            jitter,
+            heard: now,
+            joined: Moment::default(),
+        }
+    }
+}
+
+impl Replica {
+    /// Whether `from` speaks as the primary of the view that this follower is in. Who speaks for an
+    /// older view is told of the newer one.
+    fn is_from_my_primary(&mut self, from: StoreId, view: View) -> bool {
+        let Some(known) = &self.known else { return false };
+        if view < view_of(&known.register) {
+            let (register, revision) = (known.register.clone(), known.revision);
+            self.send(from, PeerMessage::NewerView { register, revision });
+            return false;
+        }
+        matches!(self.role, Role::Follower(_))
+            && view == view_of(&known.register)
+            && from == known.register.primary.store
+    }
+
+    pub(crate) fn on_heartbeat(
+        &mut self,
+        from: StoreId,
+        nonce: u128,
+        register: Register,
+        revision: Revision,
+        committed: Index,
+    ) -> Result<(), Stop> {
+        let view = view_of(&register);
+        self.hear_of_view(&register, revision)?;
+        if !self.is_from_my_primary(from, view) {
+            return Ok(());
+        }
+        let stuck = self.flush_is_stuck();
+        let promises = self.proposal.is_none();
+        let now = self.now;
+        let Role::Follower(follower) = &mut self.role else { return Ok(()) };
+        follower.heard = now;
+        follower.told_committed = follower.told_committed.max(committed);
+        if promises && !stuck {
+            follower.grace_from = now;
+            self.send(from, PeerMessage::Echo { view, nonce });
+        }
+        self.follow_committed();
+        Ok(())
+    }
+
+    pub(crate) fn on_append(
+        &mut self,
+        from: StoreId,
+        view: View,
+        previous: Position,
+        committed: Index,
+        records: Vec<Bytes>,
+    ) -> Result<(), Stop> {
+        if !self.is_from_my_primary(from, view) || self.proposal.is_some() {
+            return Ok(());
+        }
+        if self.state.overlay_bytes() > OVERLAY_BYTES_MAX {
+            // The primary sends it again; by then a checkpoint has made room.
+            return Ok(());
+        }
+        if self.state.view_at(previous.index)? != Some(previous.view) {
+            return self.refuse_append(from, view, previous);
+        }
+        let records = decode_records(records)
+            .map_err(|error| Stop(format!("node {from} sent a record that does not decode ({error}): run the same release on all nodes")))?;
+        self.note_matched(previous.index);
+        for record in records {
+            if !self.take_record(from, view, record)? {
+                return Ok(());
+            }
+        }
+        let Role::Follower(follower) = &mut self.role else { return Ok(()) };
+        follower.told_committed = follower.told_committed.max(committed);
+        follower.acknowledged = None;
+        self.acknowledge()
+    }
+
+    /// `previous` is not in this log. If it lies in the committed part, the primary's log is wrong.
+    fn refuse_append(&mut self, from: StoreId, view: View, previous: Position) -> Result<(), Stop> {
+        let committed = self.state.committed();
+        let message =
+            if previous.index <= committed && self.state.view_at(previous.index)?.is_some() {
+                PeerMessage::HoldsCommitted { view, index: previous.index }
+            } else {
+                PeerMessage::AppendMismatch { view, committed }
+            };
+        self.send(from, message);
+        Ok(())
+    }
+
+    /// Takes one record whose predecessor matches; false when the primary's log is wrong.
+    fn take_record(
+        &mut self,
+        from: StoreId,
+        view: View,
+        record: Arc<Record>,
+    ) -> Result<bool, Stop> {
+        let index = record.index;
+        if index <= self.state.last().1 {
+            if self.state.view_at(index)? == Some(record.view) {
+                self.note_matched(index);
+                return Ok(true);
+            }
+            if index <= self.state.committed() {
+                self.send(from, PeerMessage::HoldsCommitted { view, index });
+                return Ok(false);
+            }
+            tracing::info!(from = index.0, upto = self.state.last().1.0, "cut the log's tail");
+            self.cut(Index(index.0 - 1));
+        }
+        assert_eq!(index, self.state.last().1.next(), "records of an append are consecutive");
+        self.persist(record);
+        self.note_matched(index);
+        Ok(true)
+    }
+
+    fn note_matched(&mut self, index: Index) {
+        let Role::Follower(follower) = &mut self.role else { return };
+        follower.matched = follower.matched.max(index);
+    }
+
+    /// Stages a closed record and hands it to the log writer.
+    pub(crate) fn persist(&mut self, record: Arc<Record>) {
+        self.state.stage_record(Arc::clone(&record));
+        self.note_persist(record);
+    }
+
+    /// Hands a record that is staged already to the log writer.
+    pub(crate) fn note_persist(&mut self, record: Arc<Record>) {
+        self.checkpointing.note_record(&record);
+        self.oldest_flush.push_back((Flush::Record(record.index), self.now));
+        self.effects.push(Effect::Persist(record));
+    }
+
+    /// Acknowledges what is matched and durable, once the view is.
+    pub(crate) fn acknowledge(&mut self) -> Result<(), Stop> {
+        self.follow_committed();
+        let view = self.view();
+        if self.durable_view < view || self.proposal.is_some() {
+            return Ok(());
+        }
+        let persisted = self.persisted;
+        let Some(known) = &self.known else { return Ok(()) };
+        let to = known.register.primary.store;
+        let Role::Follower(follower) = &mut self.role else { return Ok(()) };
+        let durable = follower.matched.min(persisted);
+        if follower.matched > Index::ZERO && follower.acknowledged != Some(durable) {
+            follower.acknowledged = Some(durable);
+            self.send(to, PeerMessage::AppendOk { view, matched: durable });
+        }
+        Ok(())
+    }
+
+    /// I1, I8: committed here is what the primary says, as far as it is matched and durable here.
+    fn follow_committed(&mut self) {
+        let Role::Follower(follower) = &self.role else { return };
+        let committed = follower.told_committed.min(follower.matched).min(self.persisted);
+        if committed > self.state.committed() {
+            self.state.commit(committed);
+        }
+    }
+
+    /// Asks to be fed when it hears nothing; a backup takes over after the grace.
+    pub(crate) fn tick_follower(&mut self) -> Result<(), Stop> {
+        let timing = self.config.timing;
+        let now = self.now;
+        let is_backup = self.is_backup();
+        let stuck = self.flush_is_stuck();
+        let Role::Follower(follower) = &mut self.role else { return Ok(()) };
+        let silent = now.since(follower.heard) > timing.resend;
+        if silent && now.since(follower.joined) > timing.resend {
+            follower.joined = now;
+            self.join();
+            // News of a view may have been missed too.
+            self.effects.push(Effect::ReadRegister);
+        }
+        let Role::Follower(follower) = &mut self.role else { return Ok(()) };
+        let quiet = now.since(follower.grace_from);
+        if is_backup && self.proposal.is_none() && !stuck && quiet > timing.grace + follower.jitter
+        {
+            tracing::warn!(quiet_ms = quiet.as_millis(), "the primary is silent: take over");
+            self.propose_myself();
+        }
+        Ok(())
+    }
+
+    fn join(&mut self) {
+        let Some(known) = &self.known else { return };
+        let to = known.register.primary.store;
+        let message = PeerMessage::Join {
+            member: self.config.me.clone(),
+            process: self.process,
+            committed: self.state.committed(),
+            last: self.state.last().1,
+        };
+        self.send(to, message);
+    }
+}

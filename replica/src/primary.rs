@@ -1,0 +1,500 @@
+//! The one replica that executes: it closes records, feeds its followers and commits.
+//!
+//! # Invariants
+//! - I1: committed is durable here and acknowledged, in this view, by every replica of the view,
+//!   and of the view that an unresolved proposal may have made.
+//! - I7: a reply waits in `waiters` for its index, and leaves by commit or as `AskAgain`.
+//! - The duplicate table exists, and requests execute, only once everything that was found in the
+//!   log is committed in this view.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use onlyonce_storage::{Entry, Index, Record, View};
+use onlyonce_wire::authority::{Member, Register};
+use onlyonce_wire::client::Answer;
+use onlyonce_wire::{StoreId, limits};
+use rand::Rng;
+
+use crate::duplicates::DuplicateTable;
+use crate::event::{Effect, Moment, ReplyTo};
+use crate::follower::Follower;
+use crate::message::{PeerMessage, Position};
+use crate::progress::{APPEND_BYTES_MAX, Progress};
+use crate::replica::{Replica, Role, Stop, view_of};
+
+/// The most closed records that are not yet committed; more work gathers in the open record.
+const RECORDS_IN_FLIGHT_MAX: u64 = 4;
+/// The open record is closed when its entries reach this many bytes, whatever is in flight.
+const RECORD_BYTES_TARGET: usize = 1 << 20;
+
+const _: () = assert!(
+    RECORD_BYTES_TARGET + limits::ENTRY_BYTES_MAX + limits::REPLY_BYTES_MAX + (256 << 10)
+        <= onlyonce_storage::limits::RECORD_BYTES_MAX,
+    "the last entry of a record fits"
+);
+
+/// What a primary knows beside its log.
+pub(crate) struct Primary {
+    /// The duplicate table; none while opening.
+    pub(crate) table: Option<DuplicateTable>,
+    /// Opens when this index is committed.
+    opens_at: Index,
+    /// The view's backups, and learners.
+    pub(crate) followers: BTreeMap<StoreId, Progress>,
+    /// The entries of the record that is not yet closed; they are staged.
+    open: Vec<Entry>,
+    open_bytes: usize,
+    waiters: BTreeMap<Index, Vec<(ReplyTo, Answer)>>,
+    last_heartbeat: Moment,
+    last_expiry: Moment,
+    /// What is remembered of stores that were dropped from the view.
+    dropped: HashMap<StoreId, Progress>,
+}
+
+impl Primary {
+    /// The learners' names, and the numbers of sessions and idempotency keys.
+    pub(crate) fn counts(&self, register: Option<&Register>) -> (Vec<String>, u64, u64) {
+        let learners = self
+            .followers
+            .values()
+            .map(|progress| &progress.member)
+            .filter(|member| register.is_some_and(|it| it.replica(member.store).is_none()))
+            .map(|member| member.name.clone())
+            .collect();
+        let table = self.table.as_ref();
+        let sessions = table.map_or(0, |table| table.sessions() as u64);
+        (learners, sessions, table.map_or(0, DuplicateTable::idempotency_keys))
+    }
+}
+
+impl Replica {
+    /// Begins to lead the view that is known and saved: first, everything in the log must commit.
+    pub(crate) fn become_primary(&mut self) -> Result<(), Stop> {
+        let opens_at = self.state.last().1.next();
+        let primary = Primary {
+            table: None,
+            opens_at,
+            followers: BTreeMap::new(),
+            open: Vec::new(),
+            open_bytes: 0,
+            waiters: BTreeMap::new(),
+            last_heartbeat: self.now,
+            last_expiry: self.now,
+            dropped: HashMap::new(),
+        };
+        self.role = Role::Primary(Box::new(primary));
+        self.continue_in_view_with(opens_at)?;
+        let record = Record::new(self.view(), opens_at, self.state.committed(), Vec::new());
+        self.persist(Arc::new(record));
+        self.feed_all()
+    }
+
+    /// The same primary, in the next view.
+    pub(crate) fn continue_in_view(&mut self) -> Result<(), Stop> {
+        let next = self.state.last().1.next();
+        self.continue_in_view_with(next)?;
+        self.feed_all()?;
+        self.advance_commit()
+    }
+
+    fn continue_in_view_with(&mut self, next: Index) -> Result<(), Stop> {
+        let now = self.now;
+        let known = self.known.as_ref().expect("a primary knows its view");
+        let backups = known.register.backups.clone();
+        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
+        let mut old = std::mem::take(&mut primary.followers);
+        for backup in backups {
+            let mut progress = old
+                .remove(&backup.store)
+                .unwrap_or_else(|| Progress::new(backup.clone(), next, now));
+            progress.begin_view();
+            if progress.next == Index::ZERO.next() {
+                progress.next = next;
+            }
+            primary.followers.insert(backup.store, progress);
+        }
+        for (store, mut progress) in old {
+            progress.note_dropped(now);
+            primary.dropped.insert(store, progress);
+        }
+        self.send_heartbeats();
+        Ok(())
+    }
+
+    /// Loses the primacy: what waits gets no answer from here.
+    pub(crate) fn step_down(&mut self) {
+        let now = self.now;
+        let Role::Primary(primary) = &mut self.role else { return };
+        let waiters = std::mem::take(&mut primary.waiters);
+        tracing::warn!(waiting = waiters.len(), "step down");
+        for (to, _) in waiters.into_values().flatten() {
+            self.effects.push(Effect::Reply { to, answer: Answer::AskAgain });
+        }
+        self.state.unstage_after(self.state.last().1);
+        self.role = Role::Follower(Follower::new(now, std::time::Duration::ZERO));
+    }
+
+    /// The index of the entry that is executed now.
+    pub(crate) fn open_index(&self) -> Index {
+        self.state.last().1.next()
+    }
+
+    /// Adds the entry of one request to the open record.
+    pub(crate) fn add_entry(&mut self, entry: Entry) -> Result<(), Stop> {
+        let index = self.open_index();
+        self.state.stage(index, &entry);
+        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
+        primary.open_bytes += entry.bytes();
+        primary.open.push(entry);
+        if primary.open_bytes >= RECORD_BYTES_TARGET { self.seal_record() } else { Ok(()) }
+    }
+
+    /// Sends an answer once `index` is committed.
+    pub(crate) fn answer_at(&mut self, index: Index, to: ReplyTo, answer: Answer) {
+        if index <= self.state.committed() {
+            self.effects.push(Effect::Reply { to, answer });
+            return;
+        }
+        let Role::Primary(primary) = &mut self.role else { return };
+        primary.waiters.entry(index).or_default().push((to, answer));
+    }
+
+    /// Group commit: what gathered while earlier records were under way becomes one record.
+    pub(crate) fn close_record(&mut self) -> Result<(), Stop> {
+        let in_flight = self.state.last().1.0 - self.state.committed().0;
+        if in_flight >= RECORDS_IN_FLIGHT_MAX {
+            return Ok(());
+        }
+        self.seal_record()
+    }
+
+    fn seal_record(&mut self) -> Result<(), Stop> {
+        let view = self.view();
+        let index = self.open_index();
+        let committed = self.state.committed();
+        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
+        if primary.open.is_empty() {
+            return Ok(());
+        }
+        let entries = std::mem::take(&mut primary.open);
+        primary.open_bytes = 0;
+        let record = Arc::new(Record::new(view, index, committed, entries));
+        self.state.push(Arc::clone(&record));
+        self.note_persist(record);
+        self.feed_all()
+    }
+
+    fn feed_all(&mut self) -> Result<(), Stop> {
+        let Role::Primary(primary) = &self.role else { return Ok(()) };
+        let stores: Vec<StoreId> = primary.followers.keys().copied().collect();
+        stores.into_iter().try_for_each(|store| self.feed(store))
+    }
+
+    /// Sends a follower what it lacks, as far as there is room on the way.
+    fn feed(&mut self, store: StoreId) -> Result<(), Stop> {
+        let view = self.view();
+        let committed = self.state.committed();
+        let last = self.state.last().1;
+        loop {
+            let Role::Primary(primary) = &mut self.role else { return Ok(()) };
+            let Some(progress) = primary.followers.get_mut(&store) else { return Ok(()) };
+            if !progress.has_room() || (progress.next > last && progress.probed) {
+                return Ok(());
+            }
+            let before = Index(progress.next.0 - 1);
+            let Some(before_view) = self.state.view_at(before)? else {
+                tracing::warn!(
+                    follower = progress.member.name,
+                    needs = progress.next.0,
+                    first = self.state.first().0,
+                    "a follower needs records that are no longer in the log"
+                );
+                primary.followers.remove(&store);
+                return Ok(());
+            };
+            let records = if progress.next > last {
+                Vec::new()
+            } else {
+                self.state.records(progress.next, APPEND_BYTES_MAX)?
+            };
+            let end = records.last().map_or(before, |record| record.index);
+            let bytes = records.iter().map(|record| record.bytes()).sum();
+            progress.note_sent(end, bytes, self.now);
+            let records = records.iter().map(|record| record.encode()).collect();
+            let previous = Position { view: before_view, index: before };
+            self.send(store, PeerMessage::Append { view, previous, committed, records });
+        }
+    }
+
+    /// The follower with this store id, if the message is of the present view. Who answers to an
+    /// older view, or speaks for one, has missed the news.
+    fn follower(&mut self, from: StoreId, view: View) -> Option<&mut Progress> {
+        if view != self.view() {
+            return None;
+        }
+        match &mut self.role {
+            Role::Primary(primary) => primary.followers.get_mut(&from),
+            Role::Starting(_) | Role::Recovering(_) | Role::Follower(_) | Role::Stopped => None,
+        }
+    }
+
+    pub(crate) fn on_append_ok(
+        &mut self,
+        from: StoreId,
+        view: View,
+        matched: Index,
+    ) -> Result<(), Stop> {
+        let last = self.state.last().1;
+        let Some(progress) = self.follower(from, view) else { return Ok(()) };
+        if matched > last {
+            return Err(Stop(format!(
+                "node {from} acknowledged record {matched} of view {view}, but this primary's log ends at {last}: an acknowledgement of records that were never sent"
+            )));
+        }
+        progress.acknowledge(matched);
+        self.feed(from)?;
+        self.advance_commit()
+    }
+
+    pub(crate) fn on_append_mismatch(
+        &mut self,
+        from: StoreId,
+        view: View,
+        committed: Index,
+    ) -> Result<(), Stop> {
+        let last = self.state.last().1;
+        let Some(progress) = self.follower(from, view) else { return Ok(()) };
+        progress.rewind(committed.min(last).next());
+        self.feed(from)
+    }
+
+    pub(crate) fn on_holds_committed(
+        &mut self,
+        from: StoreId,
+        view: View,
+        index: Index,
+    ) -> Result<(), Stop> {
+        if self.follower(from, view).is_none() {
+            return Ok(());
+        }
+        Err(Stop(format!(
+            "this primary's log differs from node {from}'s at the committed index {index}: this store has lost committed records. Give this node a new, empty folder; the others take over and it catches up"
+        )))
+    }
+
+    pub(crate) fn on_echo(&mut self, from: StoreId, view: View, nonce: u128) -> Result<(), Stop> {
+        let now = self.now;
+        if let Some(progress) = self.follower(from, view) {
+            progress.take_echo(nonce, now);
+        }
+        Ok(())
+    }
+
+    /// A follower asks to be fed: a new learner, or a replica that was restarted or cut off.
+    pub(crate) fn on_join(
+        &mut self,
+        from: StoreId,
+        member: Member,
+        process: u64,
+        committed: Index,
+    ) -> Result<(), Stop> {
+        let now = self.now;
+        let next = committed.min(self.state.last().1).next();
+        let Role::Primary(primary) = &mut self.role else { return self.redirect_join(from) };
+        if member.store != from {
+            return Ok(());
+        }
+        self.effects.push(Effect::Know(member.clone()));
+        let met = primary.followers.contains_key(&from);
+        if !met && primary.followers.len() >= limits::REPLICAS_MAX {
+            return Ok(());
+        }
+        let mut progress = match primary.followers.remove(&from) {
+            Some(progress) => progress,
+            None => primary
+                .dropped
+                .remove(&from)
+                .unwrap_or_else(|| Progress::new(member.clone(), next, now)),
+        };
+        if !met || progress.process != process {
+            tracing::info!(follower = member.name, next = next.0, "feed follower");
+            if !met {
+                progress.begin_view();
+                progress.meet(now);
+            }
+            progress.rewind(next);
+        }
+        progress.member = member;
+        progress.note_process(process);
+        primary.followers.insert(from, progress);
+        self.send_heartbeat(from);
+        self.feed(from)
+    }
+
+    fn redirect_join(&mut self, from: StoreId) -> Result<(), Stop> {
+        if let Some(known) = &self.known {
+            let (register, revision) = (known.register.clone(), known.revision);
+            self.send(from, PeerMessage::NewerView { register, revision });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn on_peer_connected(&mut self, peer: StoreId) -> Result<(), Stop> {
+        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
+        let Some(progress) = primary.followers.get_mut(&peer) else { return Ok(()) };
+        if progress.matched > Index::ZERO {
+            progress.rewind(progress.matched.next());
+        } else {
+            progress.rewind(progress.next);
+        }
+        self.send_heartbeat(peer);
+        self.feed(peer)
+    }
+
+    /// The replicas, this one left out, on which a record must be durable: those of the view, and
+    /// those of the view that an unresolved proposal may have made.
+    fn others(&self) -> BTreeSet<StoreId> {
+        let me = self.config.me.store;
+        let known = self.known.iter().flat_map(|known| known.register.replicas());
+        let proposed = self.proposal.iter().flat_map(|proposal| proposal.register.replicas());
+        known.chain(proposed).map(|member| member.store).filter(|store| *store != me).collect()
+    }
+
+    /// Commits what is durable everywhere, and lets the replies go.
+    pub(crate) fn advance_commit(&mut self) -> Result<(), Stop> {
+        let others = self.others();
+        let copies = 1 + self.known.as_ref().map_or(0, |known| known.register.backups.len());
+        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
+        if copies < self.config.min_copies {
+            return Ok(());
+        }
+        let matched = |store| primary.followers.get(store).map_or(Index::ZERO, |it| it.matched);
+        let durable = others.iter().map(matched).fold(self.persisted, Index::min);
+        if durable <= self.state.committed() {
+            return Ok(());
+        }
+        self.state.commit(durable);
+        let rest = primary.waiters.split_off(&durable.next());
+        let done = std::mem::replace(&mut primary.waiters, rest);
+        for (to, answer) in done.into_values().flatten() {
+            self.effects.push(Effect::Reply { to, answer });
+        }
+        if primary.table.is_none() && durable >= primary.opens_at {
+            let table = DuplicateTable::load(&self.state, self.now)?;
+            tracing::info!(
+                sessions = table.sessions(),
+                committed = durable.0,
+                "open: everything found in the log is committed"
+            );
+            primary.table = Some(table);
+        }
+        Ok(())
+    }
+
+    /// Whether this node may answer from its newest state: nobody else can be the primary now.
+    pub(crate) fn lease_holds(&self) -> bool {
+        let Role::Primary(primary) = &self.role else { return false };
+        let lease = self.config.timing.lease;
+        self.others().iter().all(|store| {
+            primary
+                .followers
+                .get(store)
+                .is_some_and(|progress| progress.lease_holds(self.now, lease))
+        })
+    }
+
+    fn send_heartbeats(&mut self) {
+        let Role::Primary(primary) = &mut self.role else { return };
+        primary.last_heartbeat = self.now;
+        let stores: Vec<StoreId> = primary.followers.keys().copied().collect();
+        for store in stores {
+            self.send_heartbeat(store);
+        }
+    }
+
+    fn send_heartbeat(&mut self, store: StoreId) {
+        let Some(known) = &self.known else { return };
+        let (register, revision) = (known.register.clone(), known.revision);
+        let committed = self.state.committed();
+        let nonce = self.rng.random();
+        let Role::Primary(primary) = &mut self.role else { return };
+        let Some(progress) = primary.followers.get_mut(&store) else { return };
+        progress.note_heartbeat(nonce, self.now);
+        self.send(store, PeerMessage::Heartbeat { nonce, register, revision, committed });
+    }
+
+    pub(crate) fn tick_primary(&mut self) -> Result<(), Stop> {
+        let timing = self.config.timing;
+        let now = self.now;
+        let stuck = self.flush_is_stuck();
+        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
+        if now.since(primary.last_heartbeat) >= timing.heartbeat && !stuck {
+            self.send_heartbeats();
+        }
+        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
+        let mut late = Vec::new();
+        for (store, progress) in &mut primary.followers {
+            if progress.resend_is_due(now, timing.resend) {
+                let matched = progress.matched;
+                progress.rewind(if matched > Index::ZERO { matched.next() } else { progress.next });
+                late.push(*store);
+            }
+        }
+        late.into_iter().try_for_each(|store| self.feed(store))?;
+        self.change_members();
+        self.expire_sessions()
+    }
+
+    /// Proposes the view without failed backups and with learners that have caught up.
+    fn change_members(&mut self) {
+        let timing = self.config.timing;
+        let now = self.now;
+        let committed = self.state.committed();
+        let Some(known) = &self.known else { return };
+        let register = &known.register;
+        let Role::Primary(primary) = &mut self.role else { return };
+        if self.proposal.is_some() {
+            return;
+        }
+        let is_replica = |store: &StoreId| register.replica(*store).is_some();
+        primary
+            .followers
+            .retain(|store, progress| is_replica(store) || !progress.is_silent(now, &timing));
+        let mut backups = Vec::new();
+        for (store, progress) in &mut primary.followers {
+            let belongs = if is_replica(store) {
+                !progress.has_failed(now, &timing)
+            } else {
+                progress.is_ready(now, committed, &timing)
+            };
+            if belongs {
+                backups.push(progress.member.clone());
+            }
+        }
+        backups.truncate(limits::REPLICAS_MAX - 1);
+        let same = backups.len() == register.backups.len()
+            && backups.iter().all(|backup| is_replica(&backup.store));
+        let shrinks = backups.len() < register.backups.len();
+        if same || (shrinks && 1 + backups.len() < self.config.min_copies) {
+            return;
+        }
+        self.propose_view(backups);
+    }
+
+    fn expire_sessions(&mut self) -> Result<(), Stop> {
+        /// Sessions expire in small steps, so that no record grows large.
+        const EXPIRED_AT_ONCE: usize = 64;
+        const INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);
+        let now = self.now;
+        let idle = self.config.timing.session_idle;
+        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
+        if now.since(primary.last_expiry) < INTERVAL {
+            return Ok(());
+        }
+        primary.last_expiry = now;
+        let Some(table) = &mut primary.table else { return Ok(()) };
+        let expired = table.expire(&self.state, now, idle, EXPIRED_AT_ONCE)?;
+        expired.into_iter().try_for_each(|effects| self.add_entry(Entry { effects }))
+    }
+}

@@ -1,0 +1,442 @@
+//! The state machine: what a node holds, and the one function that changes it.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use onlyonce_storage::{Index, State, View};
+use onlyonce_wire::authority::{Register, Revision};
+use onlyonce_wire::status::{NodeStatus, Role as StatusRole};
+use onlyonce_wire::{ClusterId, Incarnation, StoreId};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use crate::checkpoint::Checkpointing;
+use crate::config::{Config, Mode};
+use crate::event::{Effect, Event, Moment};
+use crate::follower::Follower;
+use crate::message::{PeerMessage, Position};
+use crate::primary::Primary;
+use crate::saved::{Owner, Saved};
+use crate::views::{Proposal, Recovering, Starting};
+
+/// Why a replica must not go on. The process ends with this text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Stop(pub String);
+
+impl From<onlyonce_storage::StorageError> for Stop {
+    fn from(error: onlyonce_storage::StorageError) -> Self {
+        Self(format!("the store cannot be read: {error}"))
+    }
+}
+
+impl From<crate::rows::BadRow> for Stop {
+    fn from(error: crate::rows::BadRow) -> Self {
+        Self(format!("the store is damaged: {error}"))
+    }
+}
+
+/// One node of Onlyonce, without its clock, sockets and threads.
+///
+/// # Invariants
+/// - I2: `saved.view` never falls; `durable_view ≤ saved.view`; nothing is acknowledged in a view
+///   above `durable_view`, and no record is made in it.
+/// - I8: `state.applied() ≤ state.committed() ≤ persisted ≤ state.last()`.
+/// - There is at most one unresolved proposal, and it was durable before it was sent.
+pub struct Replica {
+    pub(crate) config: Config,
+    pub(crate) rng: StdRng,
+    /// Random for each process; tells peers a restart.
+    pub(crate) process: u64,
+    pub(crate) state: State,
+    /// The replication state as last handed out to be saved.
+    pub(crate) saved: Saved,
+    /// What is to be done when the oldest save or cut under way is durable.
+    pub(crate) saving: VecDeque<Saving>,
+    /// The highest view that is on disk.
+    pub(crate) durable_view: View,
+    /// Records up to this one are durable here.
+    pub(crate) persisted: Index,
+    /// When the oldest record or save that is not yet durable was handed out.
+    pub(crate) oldest_flush: VecDeque<(Flush, Moment)>,
+    /// The newest view that is known, with the revision of the register that held it.
+    pub(crate) known: Option<Known>,
+    pub(crate) proposal: Option<Proposal>,
+    pub(crate) role: Role,
+    pub(crate) checkpointing: Checkpointing,
+    pub(crate) now: Moment,
+    pub(crate) effects: Vec<Effect>,
+}
+
+/// What this node is at the moment.
+pub(crate) enum Role {
+    Starting(Starting),
+    Recovering(Recovering),
+    Primary(Box<Primary>),
+    Follower(Follower),
+    Stopped,
+}
+
+/// A value of the register and the revision at which it was seen.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    pub(crate) register: Register,
+    pub(crate) revision: Revision,
+}
+
+/// A save or a cut under way.
+#[derive(Debug)]
+pub(crate) struct Saving {
+    /// The view that is durable with it.
+    pub(crate) view: View,
+    /// What waits for it.
+    pub(crate) then: Then,
+}
+
+/// What waits for a save or a cut.
+#[derive(Debug)]
+pub(crate) enum Then {
+    /// Acknowledgements of the view only.
+    Acknowledge,
+    /// The log ends at this index now.
+    EndCut(Index),
+    /// The proposal with this id is to be sent.
+    Propose(onlyonce_wire::ProposalId),
+    /// The view that this proposal won is to begin.
+    BeginView(onlyonce_wire::ProposalId),
+    /// A lone node's view is to begin.
+    BeginLone,
+}
+
+/// Something handed to the log writer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flush {
+    Record(Index),
+    Save,
+}
+
+/// Why a replica cannot be started on a store.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// The replication state does not decode.
+    #[error(
+        "the head of the data folder holds a replication state that this release cannot read ({0}): use the release that wrote it, or give the node a new, empty folder"
+    )]
+    Unreadable(String),
+    /// A lone node's store, opened for a cluster.
+    #[error(
+        "this data folder belongs to a lone node, but --authority was given: start it without --authority, or give the node a new, empty folder (with --authority and --bootstrap on an empty register a lone store is not converted by this release)"
+    )]
+    StoreIsLone,
+    /// A cluster's store, opened alone.
+    #[error(
+        "this data folder belongs to cluster {0}, but no --authority was given: alone it could contradict the other replicas. Start it with the cluster's --authority, or give the node a new, empty folder"
+    )]
+    StoreIsInCluster(ClusterId),
+    /// Timings under which a lease could outlive a grace.
+    #[error(
+        "unsafe timing: grace ({grace_ms} ms) must be longer than lease ({lease_ms} ms) by 2 %, and lease longer than two heartbeats ({heartbeat_ms} ms)"
+    )]
+    UnsafeTiming {
+        /// As configured.
+        grace_ms: u128,
+        /// As configured.
+        lease_ms: u128,
+        /// As configured.
+        heartbeat_ms: u128,
+    },
+}
+
+impl Replica {
+    /// A replica on an open store, and the first things to do.
+    ///
+    /// `saved` are the bytes of the head's replication state, empty for a new store.
+    pub fn new(
+        config: Config,
+        state: State,
+        saved: &[u8],
+        now: Moment,
+    ) -> Result<(Self, Vec<Effect>), StartError> {
+        let timing = &config.timing;
+        if !timing.is_safe() {
+            return Err(StartError::UnsafeTiming {
+                grace_ms: timing.grace.as_millis(),
+                lease_ms: timing.lease.as_millis(),
+                heartbeat_ms: timing.heartbeat.as_millis(),
+            });
+        }
+        let saved =
+            Saved::decode(saved).map_err(|error| StartError::Unreadable(error.to_string()))?;
+        match (saved.owner, config.mode) {
+            (None, _)
+            | (Some(Owner::Lone), Mode::Lone)
+            | (Some(Owner::Cluster(_)), Mode::Cluster { .. }) => {}
+            (Some(Owner::Lone), Mode::Cluster { .. }) => return Err(StartError::StoreIsLone),
+            (Some(Owner::Cluster(id)), Mode::Lone) => {
+                return Err(StartError::StoreIsInCluster(id));
+            }
+        }
+        let mut rng = seeded(config.seed);
+        let persisted = state.last().1;
+        let mut replica = Self {
+            process: rand::Rng::random::<u64>(&mut rng).max(1),
+            durable_view: saved.view,
+            role: Role::Starting(Starting::new(saved.proposal, now)),
+            rng,
+            saving: VecDeque::new(),
+            persisted,
+            oldest_flush: VecDeque::new(),
+            known: None,
+            proposal: None,
+            checkpointing: Checkpointing::new(now),
+            now,
+            effects: Vec::new(),
+            saved,
+            state,
+            config,
+        };
+        match replica.config.mode {
+            Mode::Lone => replica.start_lone(),
+            Mode::Cluster { .. } => replica.effects.push(Effect::ReadRegister),
+        }
+        let effects = std::mem::take(&mut replica.effects);
+        Ok((replica, effects))
+    }
+
+    /// Takes one event at a moment that was sampled after it left its queue; returns what is to be
+    /// done, in order.
+    pub fn step(&mut self, now: Moment, event: Event) -> Vec<Effect> {
+        self.now = self.now.max(now);
+        if matches!(self.role, Role::Stopped) {
+            return Vec::new();
+        }
+        if let Err(Stop(reason)) = self.handle(event) {
+            self.role = Role::Stopped;
+            self.effects.push(Effect::Stop(reason));
+        }
+        debug_assert!(self.state.applied() <= self.state.committed());
+        std::mem::take(&mut self.effects)
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), Stop> {
+        match event {
+            Event::Request { from, request } => self.on_request(from, request),
+            Event::Peer { from, message } => self.on_message(from, message),
+            Event::PeerConnected(peer) => self.on_peer_connected(peer),
+            Event::Persisted { index } => self.on_persisted(index),
+            Event::CutDone | Event::Saved => self.on_saved(),
+            Event::RegisterRead(versioned) => self.on_register_read(versioned),
+            Event::Proposed(result) => self.on_proposed(result),
+            Event::Checkpointed => self.on_checkpointed(),
+            Event::Drained => self.close_record(),
+            Event::Tick => self.on_tick(),
+        }
+    }
+
+    fn on_message(&mut self, from: StoreId, message: PeerMessage) -> Result<(), Stop> {
+        match message {
+            PeerMessage::Heartbeat { nonce, register, revision, committed } => {
+                self.on_heartbeat(from, nonce, register, revision, committed)
+            }
+            PeerMessage::Append { view, previous, committed, records } => {
+                self.on_append(from, view, previous, committed, records)
+            }
+            PeerMessage::FetchTail { view, after } => self.on_fetch_tail(from, view, after),
+            PeerMessage::Tail { view, after, records } => self.on_tail(from, view, after, records),
+            PeerMessage::NewerView { register, revision } => self.hear_of_view(&register, revision),
+            PeerMessage::Echo { view, nonce } => self.on_echo(from, view, nonce),
+            PeerMessage::AppendOk { view, matched } => self.on_append_ok(from, view, matched),
+            PeerMessage::AppendMismatch { view, committed } => {
+                self.on_append_mismatch(from, view, committed)
+            }
+            PeerMessage::HoldsCommitted { view, index } => {
+                self.on_holds_committed(from, view, index)
+            }
+            PeerMessage::Join { member, process, committed, last: _ } => {
+                self.on_join(from, member, process, committed)
+            }
+        }
+    }
+
+    fn on_tick(&mut self) -> Result<(), Stop> {
+        self.tick_views()?;
+        match &self.role {
+            Role::Primary(_) => self.tick_primary()?,
+            Role::Follower(_) => self.tick_follower()?,
+            Role::Starting(_) | Role::Recovering(_) | Role::Stopped => {}
+        }
+        self.tick_checkpoint();
+        Ok(())
+    }
+
+    fn on_persisted(&mut self, index: Index) -> Result<(), Stop> {
+        while let Some((Flush::Record(flushed), _)) = self.oldest_flush.front() {
+            if *flushed > index {
+                break;
+            }
+            self.oldest_flush.pop_front();
+        }
+        if self.saving.iter().any(|saving| matches!(saving.then, Then::EndCut(_))) {
+            // It speaks of the log before the cut; what remains of it was counted when cutting.
+            return Ok(());
+        }
+        self.persisted = self.persisted.max(index);
+        self.state.persisted(index);
+        match &self.role {
+            Role::Primary(_) => self.advance_commit(),
+            Role::Follower(_) => self.acknowledge(),
+            Role::Starting(_) | Role::Recovering(_) | Role::Stopped => Ok(()),
+        }
+    }
+
+    fn on_saved(&mut self) -> Result<(), Stop> {
+        let at = self.oldest_flush.iter().position(|(flush, _)| *flush == Flush::Save);
+        self.oldest_flush.drain(..=at.expect("a save that ends was begun"));
+        let Saving { view, then } = self.saving.pop_front().expect("a save that ends was begun");
+        self.durable_view = self.durable_view.max(view);
+        match then {
+            Then::Acknowledge => {}
+            Then::EndCut(index) => self.end_cut(index),
+            Then::Propose(id) => self.send_proposal(id),
+            Then::BeginView(id) => self.begin_won_view(id)?,
+            Then::BeginLone => self.begin_lone()?,
+        }
+        match &self.role {
+            Role::Follower(_) => self.acknowledge(),
+            Role::Starting(_) | Role::Recovering(_) | Role::Primary(_) | Role::Stopped => Ok(()),
+        }
+    }
+
+    /// The log ends at `index` now, unless another cut follows: all that was handed out before is
+    /// durable or gone.
+    fn end_cut(&mut self, index: Index) {
+        if !self.saving.iter().any(|saving| matches!(saving.then, Then::EndCut(_))) {
+            self.persisted = index;
+            self.state.persisted(index);
+        }
+    }
+
+    /// Hands the replication state out to be saved.
+    pub(crate) fn save(&mut self, then: Then) {
+        self.saving.push_back(Saving { view: self.saved.view, then });
+        self.oldest_flush.push_back((Flush::Save, self.now));
+        self.effects.push(Effect::Save { state: self.saved.encode() });
+    }
+
+    /// Removes what follows `after` from the log.
+    pub(crate) fn cut(&mut self, after: Index) {
+        let committed = self.state.committed();
+        assert!(after >= committed, "a cut to {after} below committed {committed}");
+        self.state.unstage_after(after);
+        self.persisted = self.persisted.min(after);
+        self.saving.push_back(Saving { view: self.saved.view, then: Then::EndCut(after) });
+        self.oldest_flush.push_back((Flush::Save, self.now));
+        self.effects.push(Effect::Cut { after, state: self.saved.encode() });
+    }
+
+    /// The number of the newest known view.
+    pub(crate) fn view(&self) -> View {
+        self.known.as_ref().map_or(self.saved.view, |known| view_of(&known.register))
+    }
+
+    /// The last position of the log.
+    pub(crate) fn last_position(&self) -> Position {
+        let (view, index) = self.state.last();
+        Position { view, index }
+    }
+
+    pub(crate) fn send(&mut self, to: StoreId, message: PeerMessage) {
+        self.effects.push(Effect::Send { to, message });
+    }
+
+    /// Whether a flush takes so long that others should take over.
+    pub(crate) fn flush_is_stuck(&self) -> bool {
+        let timeout = self.config.timing.append_timeout;
+        self.oldest_flush.front().is_some_and(|(_, begun)| self.now.since(*begun) > timeout)
+    }
+
+    /// The cluster that this store belongs to, once it does.
+    #[must_use]
+    pub fn cluster(&self) -> Option<ClusterId> {
+        match self.saved.owner {
+            None => None,
+            Some(Owner::Lone) => Some(ClusterId(self.config.me.store.0)),
+            Some(Owner::Cluster(id)) => Some(id),
+        }
+    }
+
+    /// The incarnation that this node knows.
+    #[must_use]
+    pub fn incarnation(&self) -> Incarnation {
+        self.saved.incarnation
+    }
+
+    /// What this node says about itself.
+    #[must_use]
+    pub fn status(&self) -> NodeStatus {
+        let register = self.known.as_ref().map(|known| &known.register);
+        let (role, serving) = match &self.role {
+            Role::Starting(_) | Role::Recovering(_) | Role::Stopped => {
+                (StatusRole::Starting, false)
+            }
+            Role::Primary(primary) => (StatusRole::Primary, primary.table.is_some()),
+            Role::Follower(_) if self.is_backup() => (StatusRole::Backup, false),
+            Role::Follower(_) => (StatusRole::Learner, false),
+        };
+        let (learners, sessions, keys) = match &self.role {
+            Role::Primary(primary) => primary.counts(register),
+            Role::Starting(_) | Role::Recovering(_) | Role::Follower(_) | Role::Stopped => {
+                (Vec::new(), 0, 0)
+            }
+        };
+        NodeStatus {
+            name: self.config.me.name.clone(),
+            store: self.config.me.store,
+            cluster: self.cluster(),
+            incarnation: self.saved.incarnation,
+            role,
+            serving,
+            view: onlyonce_wire::View(self.view().0),
+            primary: register.map(|register| register.primary.name.clone()),
+            primary_address: register.map(|register| register.primary.client_address.clone()),
+            backups: register.map_or(Vec::new(), |register| {
+                register.backups.iter().map(|backup| backup.name.clone()).collect()
+            }),
+            learners,
+            prepared: self.persisted.0,
+            committed: self.state.committed().0,
+            applied: self.state.applied().0,
+            sessions,
+            idempotency_keys: keys,
+        }
+    }
+
+    /// Whether the newest known view names this store as a backup.
+    pub(crate) fn is_backup(&self) -> bool {
+        let me = self.config.me.store;
+        self.known
+            .as_ref()
+            .is_some_and(|known| known.register.backups.iter().any(|backup| backup.store == me))
+    }
+}
+
+/// The register's view, as the log counts views.
+pub(crate) fn view_of(register: &Register) -> View {
+    View(register.view.0)
+}
+
+fn seeded(seed: u128) -> StdRng {
+    let mut bytes = [0; 32];
+    bytes[..16].copy_from_slice(&seed.to_le_bytes());
+    StdRng::from_seed(bytes)
+}
+
+/// Decodes records that another node sent.
+pub(crate) fn decode_records(
+    records: Vec<Bytes>,
+) -> Result<Vec<std::sync::Arc<onlyonce_storage::Record>>, onlyonce_storage::DecodeError> {
+    records
+        .into_iter()
+        .map(|record| onlyonce_storage::Record::decode(record).map(std::sync::Arc::new))
+        .collect()
+}

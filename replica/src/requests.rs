@@ -1,0 +1,193 @@
+//! What the primary does with a client's request.
+
+use bytes::Bytes;
+use onlyonce_storage::{Entry, limits::OVERLAY_BYTES_MAX};
+use onlyonce_wire::client::{
+    Answer, Execute, Fingerprint, Limit, Operation, Part, Read, Refusal, Request,
+};
+use onlyonce_wire::{Incarnation, SessionId, codec, limits};
+
+use crate::duplicates::Verdict;
+use crate::event::{Effect, ReplyTo};
+use crate::kv::{self, Draft};
+use crate::replica::{Replica, Role, Stop};
+use crate::rows::ReplyRow;
+
+impl Replica {
+    pub(crate) fn on_request(&mut self, from: ReplyTo, request: Request) -> Result<(), Stop> {
+        if matches!(request, Request::Status) {
+            let answer = Answer::Status(Box::new(self.status()));
+            self.reply(from, answer);
+            return Ok(());
+        }
+        if let Some(answer) = self.cannot_serve(&request) {
+            self.reply(from, answer);
+            return Ok(());
+        }
+        match request {
+            Request::Open { session, .. } => self.open_session(from, session),
+            Request::Close { session, .. } => {
+                let mut effects = Vec::new();
+                let Role::Primary(primary) = &mut self.role else { return Ok(()) };
+                let Some(table) = &mut primary.table else { return Ok(()) };
+                let verdict = table.close(&self.state, session, self.now, &mut effects)?;
+                self.settle(from, verdict, Answer::Closed, effects)
+            }
+            Request::KeepAlive { session, .. } => {
+                if !self.lease_holds() {
+                    self.reply(from, Answer::AskAgain);
+                    return Ok(());
+                }
+                let Role::Primary(primary) = &mut self.role else { return Ok(()) };
+                let Some(table) = &mut primary.table else { return Ok(()) };
+                let verdict = table.keep_alive(&self.state, session, self.now)?;
+                self.settle(from, verdict, Answer::Alive, Vec::new())
+            }
+            Request::Execute(execute) => self.execute(from, execute),
+            Request::Read(read) => self.read(from, &read),
+            Request::Status => Ok(()),
+        }
+    }
+
+    /// Why this node cannot even look at a request.
+    fn cannot_serve(&self, request: &Request) -> Option<Answer> {
+        let Role::Primary(primary) = &self.role else { return Some(self.not_primary()) };
+        if primary.table.is_none() {
+            return Some(Answer::AskAgain);
+        }
+        let (Request::Open { incarnation, .. }
+        | Request::Close { incarnation, .. }
+        | Request::KeepAlive { incarnation, .. }
+        | Request::Execute(Execute { incarnation, .. })) = request
+        else {
+            return None;
+        };
+        let current: Incarnation = self.saved.incarnation;
+        match incarnation.cmp(&current) {
+            std::cmp::Ordering::Equal => None,
+            std::cmp::Ordering::Less => {
+                Some(Answer::Refused(Refusal::OtherIncarnation { current }))
+            }
+            std::cmp::Ordering::Greater => Some(Answer::AskAgain),
+        }
+    }
+
+    fn not_primary(&self) -> Answer {
+        let me = self.config.me.store;
+        let register = self.known.as_ref().map(|known| &known.register);
+        let primary = register
+            .filter(|register| register.primary.store != me)
+            .map(|register| register.primary.client_address.clone());
+        Answer::NotPrimary { view: onlyonce_wire::View(self.view().0), primary }
+    }
+
+    fn open_session(&mut self, from: ReplyTo, session: SessionId) -> Result<(), Stop> {
+        let index = self.open_index();
+        let lease = self.lease_holds();
+        let mut effects = Vec::new();
+        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
+        let Some(table) = &mut primary.table else { return Ok(()) };
+        let verdict = table.open(session, index, self.now, &mut effects);
+        let verdict = match verdict {
+            // That a session is open is true only of the present.
+            Verdict::Known { .. } if !lease => Verdict::AskAgain,
+            verdict => verdict,
+        };
+        let opened = Answer::Opened { opened_at: onlyonce_wire::OpenedAt(index.0) };
+        self.settle(from, verdict, opened, effects)
+    }
+
+    /// Answers by the verdict; what is new gets its entry and, when that is committed, `answer`.
+    fn settle(
+        &mut self,
+        from: ReplyTo,
+        verdict: Verdict,
+        answer: Answer,
+        effects: Vec<onlyonce_storage::Effect>,
+    ) -> Result<(), Stop> {
+        match verdict {
+            Verdict::New => {
+                self.answer_at(self.open_index(), from, answer);
+                self.add_entry(Entry { effects })
+            }
+            Verdict::Known { answer, rests_on } => {
+                self.answer_at(rests_on, from, answer);
+                Ok(())
+            }
+            Verdict::NotNow(refusal) => {
+                self.reply(from, Answer::Refused(refusal));
+                Ok(())
+            }
+            Verdict::AskAgain => {
+                self.reply(from, Answer::AskAgain);
+                Ok(())
+            }
+        }
+    }
+
+    fn execute(&mut self, from: ReplyTo, execute: Execute) -> Result<(), Stop> {
+        let Execute { id, operation, .. } = execute;
+        let fingerprint = Fingerprint::of(&operation);
+        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
+        let Some(table) = &mut primary.table else { return Ok(()) };
+        let verdict = table.look_up(&self.state, self.now, &id, fingerprint)?;
+        if !matches!(verdict, Verdict::New) {
+            return self.settle(from, verdict, Answer::AskAgain, Vec::new());
+        }
+        let operation = match decode_operation(&operation) {
+            Ok(operation) => operation,
+            Err(refusal) => {
+                self.reply(from, Answer::Refused(refusal));
+                return Ok(());
+            }
+        };
+        if self.state.overlay_bytes() > OVERLAY_BYTES_MAX {
+            self.reply(from, Answer::Refused(Refusal::Busy(Limit::Queue)));
+            return Ok(());
+        }
+        let mut draft = Draft::new(&self.state);
+        let outcome = kv::execute(&mut draft, operation)?;
+        let mut effects = draft.into_effects();
+        let reply: Bytes = codec::encode(&outcome).into();
+        let row = ReplyRow { fingerprint, reply: reply.clone() };
+        let index = self.open_index();
+        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
+        let Some(table) = &mut primary.table else { return Ok(()) };
+        let recorded = table.record(&self.state, index, &id, row, &mut effects)?;
+        let verdict = match recorded {
+            Ok(()) => Verdict::New,
+            Err(refusal) => Verdict::NotNow(refusal),
+        };
+        self.settle(from, verdict, Answer::Executed { reply, replayed: false }, effects)
+    }
+
+    /// A read sees the newest staged state; it is answered when the newest row it saw is committed.
+    fn read(&mut self, from: ReplyTo, read: &Read) -> Result<(), Stop> {
+        if let Err(refusal) = kv::check_read(read) {
+            self.reply(from, Answer::Refused(refusal));
+            return Ok(());
+        }
+        if !self.lease_holds() {
+            self.reply(from, Answer::AskAgain);
+            return Ok(());
+        }
+        let (outcome, newest) = kv::read(&self.state, read)?;
+        self.answer_at(newest, from, Answer::Read(outcome));
+        Ok(())
+    }
+
+    fn reply(&mut self, to: ReplyTo, answer: Answer) {
+        self.effects.push(Effect::Reply { to, answer });
+    }
+}
+
+fn decode_operation(bytes: &[u8]) -> Result<Operation, Refusal> {
+    if bytes.len() > limits::OPERATION_BYTES_MAX {
+        let (bytes, limit) = (bytes.len() as u64, limits::OPERATION_BYTES_MAX as u64);
+        return Err(Refusal::TooLarge { what: Part::Operation, bytes, limit });
+    }
+    let operation = codec::decode::<Operation, { limits::OPERATION_BYTES_MAX }>(bytes)
+        .map_err(|error| Refusal::Invalid(error.to_string()))?;
+    kv::check(&operation)?;
+    Ok(operation)
+}

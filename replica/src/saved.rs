@@ -1,0 +1,68 @@
+//! The replication state in a store's `head`: what a node must not forget.
+
+use bytes::Bytes;
+use onlyonce_storage::View;
+use onlyonce_wire::authority::Revision;
+use onlyonce_wire::codec::{self, CodecError};
+use onlyonce_wire::{ClusterId, Incarnation, ProposalId};
+use serde::{Deserialize, Serialize};
+
+/// The replication state that is on disk, or on its way there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// Whom the store belongs to; none until it first served or joined.
+    pub owner: Option<Owner>,
+    /// The incarnation of the cluster's history.
+    pub incarnation: Incarnation,
+    /// The highest view that this node took part in.
+    pub view: View,
+    /// An attempt to change the register whose outcome was not known when this was written.
+    pub proposal: Option<SavedProposal>,
+}
+
+/// Whom a store belongs to. It never changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Owner {
+    /// A lone node.
+    Lone,
+    /// A cluster.
+    Cluster(ClusterId),
+}
+
+/// What is needed to find out how a proposal ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedProposal {
+    /// It can only win at this revision.
+    pub expected: Revision,
+    /// By this id it is recognised in the register.
+    pub id: ProposalId,
+}
+
+/// The most bytes that an encoded [`Saved`] takes.
+const SAVED_BYTES_MAX: usize = 128;
+
+impl Saved {
+    /// What a store without a history starts with.
+    #[must_use]
+    pub fn fresh() -> Self {
+        Self { owner: None, incarnation: Incarnation(1), view: View(0), proposal: None }
+    }
+
+    /// The bytes for `head`.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let bytes = codec::encode(self);
+        assert!(bytes.len() <= SAVED_BYTES_MAX, "a saved state of {} bytes", bytes.len());
+        bytes.into()
+    }
+
+    /// Reads what [`encode`](Self::encode) wrote; no bytes at all are a fresh store.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        if bytes.is_empty() {
+            return Ok(Self::fresh());
+        }
+        codec::decode::<Self, SAVED_BYTES_MAX>(bytes)
+    }
+}
+
+const _: () = assert!(SAVED_BYTES_MAX <= onlyonce_storage::limits::STATE_BYTES_MAX);
