@@ -1,1 +1,280 @@
-//! Placeholder.
+//! The client of Onlyonce: a replicated key/value store in which every request takes effect exactly
+//! once, whatever is lost, repeated or restarted on the way.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use onlyonce_client::Client;
+//!
+//! let client = Client::builder().nodes(["127.0.0.1:7400", "127.0.0.1:7401"]).build()?;
+//! client.put("greeting", "hello").await?;
+//! let visits = client.incr("visits", 1).await?; // counted once, however often it was sent
+//! # let _ = visits;
+//! client.close().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A call gives its request an id and sends **the same bytes under the same id** until an answer is
+//! there: to the primary, to whichever node takes its place, over as many connections as it takes.
+//! Without a [deadline](ClientBuilder::deadline) it goes on until it knows. With one, it never turns
+//! "not known" into "failed": see [`Error`], which is sorted by what the caller may conclude.
+//!
+//! A [`Client`] is cheap to clone; clones share one connection a node and one session. Dropping a
+//! call's future half-way is safe: the request may still take effect, once, and later requests go to
+//! a new session.
+//!
+//! How the parts play together: `execute` gives a request its id (from a `session`, or a fresh key)
+//! and judges its end; `retry` is the loop, `cluster` knows whom to ask (with the help of
+//! `discovery`), `connection` multiplexes calls over one socket.
+
+mod builder;
+mod cluster;
+mod connection;
+mod discovery;
+mod errors;
+mod execute;
+mod handle;
+mod retry;
+mod session;
+mod txn;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use onlyonce_wire::client::{Answer, Read, Request};
+use onlyonce_wire::codec;
+
+pub use builder::ClientBuilder;
+pub use errors::{
+    BuildError, Error, NoAnswer, NodeReport, NodeReports, NotSent, Unresolved, UnresolvedReason,
+};
+pub use handle::{Handle, HandleError};
+pub use onlyonce_wire::client::{
+    Compare, Condition, ExecuteId, Failure, Fingerprint, Operation, Outcome, Refusal, TxnOutcome,
+    Write,
+};
+pub use onlyonce_wire::ids::ParseIdError;
+pub use onlyonce_wire::limits;
+pub use onlyonce_wire::status::{NodeStatus, Role};
+pub use onlyonce_wire::{ClusterId, IdempotencyKey, Incarnation, Seq, Session};
+pub use txn::Txn;
+
+use crate::builder::Options;
+use crate::cluster::Cluster;
+use crate::connection::{Connection, NoReply};
+use crate::execute::Inner;
+use crate::session::Sessions;
+
+/// A client of one cluster. Clones share their connections and their session.
+///
+/// Calls need a running tokio runtime, always the same one.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+/// What a compare-and-set came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "it says whether the value was set"]
+pub struct Compared {
+    /// Whether the comparison held, and the value was set.
+    pub swapped: bool,
+    /// What the key held before.
+    pub actual: Option<Bytes>,
+}
+
+/// Some rows, in key order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rows {
+    /// Keys and values.
+    pub rows: Vec<(Bytes, Bytes)>,
+    /// Where to go on, when a limit ended the scan early.
+    pub next: Option<Bytes>,
+}
+
+impl Client {
+    /// Begins a new client.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use onlyonce_client::Client;
+    /// let client = Client::builder()
+    ///     .nodes(["127.0.0.1:7400"])
+    ///     .deadline(Duration::from_secs(5))
+    ///     .build()
+    ///     .expect("an address was given");
+    /// ```
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder::new()
+    }
+
+    fn new(options: Options) -> Self {
+        let cluster = Arc::new(Cluster::new(options));
+        Self { inner: Arc::new(Inner { cluster, sessions: Sessions::new() }) }
+    }
+
+    /// The value of `key`; none where it is absent. Linearizable.
+    pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>, Error> {
+        match self.inner.read(Read::Get { key: key.into() }).await? {
+            Outcome::Value(value) => Ok(value),
+            other => Err(unexpected("a get", &other)),
+        }
+    }
+
+    /// The rows from `start` up to `end` (excluded; none: the end of all keys), at most `limit` of
+    /// them and at most as many as fit a reply: [`Rows::next`] says where to go on. Linearizable.
+    pub async fn scan(
+        &self,
+        start: impl Into<Bytes>,
+        end: Option<Bytes>,
+        limit: u32,
+    ) -> Result<Rows, Error> {
+        match self.inner.read(Read::Scan { start: start.into(), end, limit }).await? {
+            Outcome::Rows { rows, next } => Ok(Rows { rows, next }),
+            other => Err(unexpected("a scan", &other)),
+        }
+    }
+
+    /// Sets `key` to `value`.
+    pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<(), Error> {
+        let write = Write::Put { key: key.into(), value: value.into() };
+        match self.execute(Operation::Write(write)).await? {
+            Outcome::Done => Ok(()),
+            other => Err(unexpected("a put", &other)),
+        }
+    }
+
+    /// Adds `value` to the end of what `key` holds; returns the new length in bytes.
+    pub async fn append(
+        &self,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+    ) -> Result<u64, Error> {
+        let write = Write::Append { key: key.into(), value: value.into() };
+        match self.execute(Operation::Write(write)).await? {
+            Outcome::Length(bytes) => Ok(bytes),
+            other => Err(unexpected("an append", &other)),
+        }
+    }
+
+    /// Adds `by` to the decimal integer that `key` holds (absent: 0); returns the new value.
+    pub async fn incr(&self, key: impl Into<Bytes>, by: i64) -> Result<i64, Error> {
+        let write = Write::Incr { key: key.into(), by };
+        match self.execute(Operation::Write(write)).await? {
+            Outcome::Integer(value) => Ok(value),
+            other => Err(unexpected("an increment", &other)),
+        }
+    }
+
+    /// Removes `key`; returns whether it existed.
+    pub async fn delete(&self, key: impl Into<Bytes>) -> Result<bool, Error> {
+        let write = Write::Delete { key: key.into() };
+        match self.execute(Operation::Write(write)).await? {
+            Outcome::Deleted(existed) => Ok(existed),
+            other => Err(unexpected("a delete", &other)),
+        }
+    }
+
+    /// Sets `key` to `value` if it holds `expected` (none: if it is absent).
+    pub async fn cas(
+        &self,
+        key: impl Into<Bytes>,
+        expected: Option<Bytes>,
+        value: impl Into<Bytes>,
+    ) -> Result<Compared, Error> {
+        let operation = Operation::Cas { key: key.into(), expected, value: value.into() };
+        match self.execute(operation).await? {
+            Outcome::Compared { swapped, actual } => Ok(Compared { swapped, actual }),
+            other => Err(unexpected("a compare-and-set", &other)),
+        }
+    }
+
+    /// Sets `key` to `value` if it is absent.
+    pub async fn put_if_absent(
+        &self,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+    ) -> Result<Compared, Error> {
+        self.cas(key, None, value).await
+    }
+
+    /// Carries out a transaction: its compares, then its writes, all or nothing.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::{Client, Error, Txn, TxnOutcome};
+    /// # async fn example(client: Client) -> Result<(), Error> {
+    /// let transfer = Txn::new().when_equals("alice", "10").put("alice", "7").incr("bob", 3);
+    /// match client.txn(transfer).await? {
+    ///     TxnOutcome::Committed(outcomes) => println!("done: {outcomes:?}"),
+    ///     TxnOutcome::CompareFailed(place) => println!("compare {place} did not hold"),
+    ///     TxnOutcome::WriteFailed(place, failure) => println!("write {place}: {failure}"),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn txn(&self, txn: Txn) -> Result<TxnOutcome, Error> {
+        match self.execute(txn.into_operation()).await? {
+            Outcome::Txn(outcome) => Ok(outcome),
+            other => Err(unexpected("a transaction", &other)),
+        }
+    }
+
+    /// Executes any operation exactly once. An outcome of [`Outcome::Failed`] is returned as
+    /// [`Error::Failed`].
+    pub async fn execute(&self, operation: Operation) -> Result<Outcome, Error> {
+        self.inner.execute(&operation).await
+    }
+
+    /// What the node at `address` says of itself: one attempt, over a connection of its own. The
+    /// node need not be a primary, nor one that this client knows.
+    pub async fn status(&self, address: &str) -> Result<NodeStatus, Error> {
+        let options = self.inner.cluster.options();
+        let within = options
+            .deadline
+            .map_or(options.attempt_timeout, |deadline| deadline.min(options.attempt_timeout));
+        let unanswered = |reason: String| {
+            let mut nodes = NodeReports::default();
+            nodes.set(&address.into(), reason);
+            Error::NoAnswer(NoAnswer { within, nodes })
+        };
+        let connection = match Connection::open(address, options.cluster, within).await {
+            Ok(connection) => connection,
+            Err(error) if error.is_permanent() => {
+                return Err(Error::Unusable(format!("node {address} {error}")));
+            }
+            Err(error) => return Err(unanswered(error.to_string())),
+        };
+        let request = codec::encode(&Request::Status);
+        match connection.call(&request, within, &mut false).await {
+            Ok(Answer::Status(status)) => Ok(*status),
+            Ok(Answer::Refused(refusal)) => Err(Error::Refused(refusal)),
+            Ok(other) => Err(Error::BadReply(format!("{other:?} to a question for the status"))),
+            Err(NoReply::NotSent(reason) | NoReply::Lost(reason)) => {
+                Err(unanswered(reason.to_string()))
+            }
+            Err(NoReply::TimedOut { .. }) => Err(unanswered("connected, but silent".to_owned())),
+        }
+    }
+
+    /// Closes this client's session, so that the cluster need not remember it until it expires.
+    ///
+    /// Waits for the answer, but no longer than one attempt may take. While requests are under way
+    /// the session stays, and is closed after them. Later requests open a new one. Without this
+    /// call, dropping the last clone closes the session in the background.
+    pub async fn close(&self) {
+        self.inner.sessions.close(&self.inner.cluster).await;
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client")
+            .field("cluster", &self.inner.cluster.id())
+            .field("options", self.inner.cluster.options())
+            .finish_non_exhaustive()
+    }
+}
+
+fn unexpected(question: &str, outcome: &Outcome) -> Error {
+    Error::BadReply(format!("{outcome:?} to {question}"))
+}

@@ -123,11 +123,26 @@ pub fn check_preamble(bytes: &[u8; PREAMBLE_BYTES], wanted: Port) -> Result<(), 
 /// # Panics
 /// If the payload is longer than `u32::MAX`; senders keep far smaller limits.
 pub fn put_frame(buffer: &mut BytesMut, payload: &[u8]) {
-    let length = u32::try_from(payload.len()).expect("senders keep their port's limit");
-    buffer.reserve(FRAME_HEADER_BYTES + payload.len());
+    put_frame_parts(buffer, &[payload]);
+}
+
+/// Appends one frame whose payload is `parts`, one after the other.
+///
+/// # Panics
+/// If the payload is longer than `u32::MAX`; senders keep far smaller limits.
+pub fn put_frame_parts(buffer: &mut BytesMut, parts: &[&[u8]]) {
+    let bytes = parts.iter().map(|part| part.len()).sum::<usize>();
+    let length = u32::try_from(bytes).expect("senders keep their port's limit");
+    let mut checksum = crc32fast::Hasher::new();
+    for part in parts {
+        checksum.update(part);
+    }
+    buffer.reserve(FRAME_HEADER_BYTES + bytes);
     buffer.put_u32_le(length);
-    buffer.put_u32_le(crc32fast::hash(payload));
-    buffer.put_slice(payload);
+    buffer.put_u32_le(checksum.finalize());
+    for part in parts {
+        buffer.put_slice(part);
+    }
 }
 
 /// Takes the next whole frame's payload off the front of `buffer`.

@@ -1,0 +1,136 @@
+//! What a client can be told before it begins.
+
+use std::time::Duration;
+
+use onlyonce_wire::ClusterId;
+use onlyonce_wire::limits::NAME_BYTES_MAX;
+
+use crate::Client;
+use crate::errors::BuildError;
+
+/// How long one attempt may take before the request is sent again.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Options of a [`Client`]; made by [`Client::builder`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct ClientBuilder {
+    options: Options,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) nodes: Vec<String>,
+    pub(crate) authority: Option<String>,
+    pub(crate) cluster: Option<ClusterId>,
+    pub(crate) attempt_timeout: Duration,
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) one_shot: bool,
+}
+
+impl ClientBuilder {
+    pub(crate) fn new() -> Self {
+        Self {
+            options: Options {
+                nodes: Vec::new(),
+                authority: None,
+                cluster: None,
+                attempt_timeout: ATTEMPT_TIMEOUT,
+                deadline: None,
+                one_shot: false,
+            },
+        }
+    }
+
+    /// Addresses of nodes (`HOST:PORT`) to begin with. Any of them leads to the primary.
+    pub fn nodes<A: Into<String>>(mut self, addresses: impl IntoIterator<Item = A>) -> Self {
+        self.options.nodes.extend(addresses.into_iter().map(Into::into));
+        self
+    }
+
+    /// The address of the cluster's authority, which knows the nodes. May be given beside
+    /// [`nodes`](Self::nodes), and is asked again whenever no node serves.
+    pub fn authority(mut self, address: impl Into<String>) -> Self {
+        self.options.authority = Some(address.into());
+        self
+    }
+
+    /// The cluster that is meant. Nodes of another one are refused; without this, the first node
+    /// that answers settles which cluster it is.
+    pub fn cluster(mut self, cluster: ClusterId) -> Self {
+        self.options.cluster = Some(cluster);
+        self
+    }
+
+    /// How long to wait for an answer before the same bytes are sent again (default: 2 s). This
+    /// bounds an attempt, not the call.
+    pub fn attempt_timeout(mut self, limit: Duration) -> Self {
+        self.options.attempt_timeout = limit.max(Duration::from_millis(1));
+        self
+    }
+
+    /// How long a call may take (default: none, it goes on until it knows). When time is up, a
+    /// request that may have been sent becomes [`Error::Unresolved`](crate::Error::Unresolved).
+    pub fn deadline(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.options.deadline = limit.into();
+        self
+    }
+
+    /// For a program that sends one request and ends: each request goes under a fresh random key
+    /// rather than in a session, which saves opening and closing one. Many requests are cheaper in a
+    /// session: the cluster remembers keys for a day, but a session's replies only until the next
+    /// request.
+    pub fn one_shot(mut self) -> Self {
+        self.options.one_shot = true;
+        self
+    }
+
+    /// The client. Nothing is connected before the first call.
+    pub fn build(mut self) -> Result<Client, BuildError> {
+        let Options { nodes, authority, .. } = &mut self.options;
+        if nodes.is_empty() && authority.is_none() {
+            return Err(BuildError::NoNodes);
+        }
+        let mut seen = Vec::new();
+        for address in nodes.drain(..) {
+            check(&address)?;
+            if !seen.contains(&address) {
+                seen.push(address);
+            }
+        }
+        *nodes = seen;
+        if let Some(address) = authority {
+            if address.contains("://") {
+                return Err(BuildError::Authority { address: address.clone() });
+            }
+            check(address)?;
+        }
+        Ok(Client::new(self.options))
+    }
+}
+
+fn check(address: &str) -> Result<(), BuildError> {
+    let is_address = address.len() <= NAME_BYTES_MAX
+        && address.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+        });
+    if is_address { Ok(()) } else { Err(BuildError::Address { address: address.to_owned() }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is no address is refused before anything is connected.
+    #[test]
+    fn addresses_are_checked() {
+        assert_eq!(ClientBuilder::new().build().err(), Some(BuildError::NoNodes));
+        for bad in ["", "localhost", ":7400", "localhost:", "localhost:http", "localhost:0"] {
+            let built = ClientBuilder::new().nodes([bad]).build();
+            assert_eq!(built.err(), Some(BuildError::Address { address: bad.to_owned() }));
+        }
+        let etcd = ClientBuilder::new().authority("etcd://127.0.0.1:2379").build();
+        assert!(matches!(etcd.err(), Some(BuildError::Authority { .. })));
+        assert!(ClientBuilder::new().nodes(["[::1]:7400", "n1:7400"]).build().is_ok());
+    }
+}

@@ -1,0 +1,308 @@
+//! Errors, sorted by what the caller may conclude about its request.
+//!
+//! | variant | did the request take effect? | may it be sent again as a new one? |
+//! |---|---|---|
+//! | [`Error::Refused`] | no, and it never will | yes |
+//! | [`Error::Failed`] | it was executed, found impossible, and changed nothing | yes |
+//! | [`Error::NotSent`] | no: no copy of it is under way | yes |
+//! | [`Error::Unusable`] | no: the nodes given are not the cluster meant | after the configuration is put right |
+//! | [`Error::NoAnswer`] | it was a read, and changes nothing | yes |
+//! | [`Error::Unresolved`] | **not known** | no: it could take effect twice |
+//! | [`Error::BadReply`] | yes, but its result cannot be shown | no |
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use onlyonce_wire::client::{Failure, Refusal};
+use onlyonce_wire::limits::PROTOCOL_VERSION;
+use onlyonce_wire::{ClusterId, frame::FrameError};
+
+use crate::handle::Handle;
+use crate::session::Registration;
+
+/// Why a call did not return a result.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The request never took effect and never will.
+    #[error("refused: {0}")]
+    Refused(Refusal),
+    /// The request was executed, found impossible, and changed nothing.
+    #[error("impossible: {0}; nothing was changed")]
+    Failed(Failure),
+    /// Whether the request took effect is not known (yet).
+    #[error("{0}")]
+    Unresolved(Unresolved),
+    /// The deadline passed and no copy of the request is under way: it never took effect.
+    #[error("{0}")]
+    NotSent(NotSent),
+    /// The deadline of a read passed. Reads change nothing.
+    #[error("{0}")]
+    NoAnswer(NoAnswer),
+    /// The nodes that were given cannot serve this client; nothing was sent. Waiting will not help.
+    #[error("{0}; nothing was sent")]
+    Unusable(String),
+    /// The request was answered, but with something that this release does not understand.
+    #[error("the request was answered, but its reply is not understood: {0}")]
+    BadReply(String),
+}
+
+/// What one node was found to be, or said, when it was last asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeReport {
+    /// The node's address, as it was given.
+    pub address: Arc<str>,
+    /// Why it did not serve.
+    pub reason: String,
+}
+
+/// What each node that was asked had to say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeReports(pub Vec<NodeReport>);
+
+impl NodeReports {
+    /// Keeps the newest reason of each node.
+    pub(crate) fn set(&mut self, address: &Arc<str>, reason: String) {
+        match self.0.iter_mut().find(|report| report.address == *address) {
+            Some(report) => report.reason = reason,
+            None => self.0.push(NodeReport { address: Arc::clone(address), reason }),
+        }
+    }
+
+    /// The reports as sentences about nodes.
+    pub(crate) fn sentences(&self) -> String {
+        let sentence = |report: &NodeReport| format!("node {} {}", report.address, report.reason);
+        self.0.iter().map(sentence).collect::<Vec<_>>().join("; ")
+    }
+}
+
+impl fmt::Display for NodeReports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, NodeReport { address, reason }) in self.0.iter().enumerate() {
+            let separator = if i == 0 { "" } else { "; " };
+            write!(f, "{separator}{address}: {reason}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A request of which no copy is under way: it never took effect.
+#[derive(Clone, Debug)]
+pub struct NotSent {
+    /// How long it was tried.
+    pub within: Duration,
+    /// Whether a copy reached a node at all. Each that did was answered with "not done".
+    pub delivered: bool,
+    /// What was waited for, where it was no node.
+    pub waiting_for: Option<&'static str>,
+    /// What each node said.
+    pub nodes: NodeReports,
+}
+
+impl fmt::Display for NotSent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { within, delivered, waiting_for, nodes } = self;
+        match (waiting_for, delivered) {
+            (Some(what), _) => write!(f, "waited {within:?} for {what}; nothing was sent"),
+            (None, true) => {
+                write!(
+                    f,
+                    "no node took the request within {within:?}: {nodes}; it was not executed"
+                )
+            }
+            (None, false) if nodes.0.is_empty() => {
+                write!(f, "no node could be reached within {within:?}; nothing was sent")
+            }
+            (None, false) => {
+                write!(f, "no node could be reached within {within:?}: {nodes}; nothing was sent")
+            }
+        }
+    }
+}
+
+/// A read that got no answer in time.
+#[derive(Clone, Debug)]
+pub struct NoAnswer {
+    /// How long it was tried.
+    pub within: Duration,
+    /// What each node said.
+    pub nodes: NodeReports,
+}
+
+impl fmt::Display for NoAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { within, nodes } = self;
+        write!(f, "no answer within {within:?}")?;
+        if !nodes.0.is_empty() {
+            write!(f, ": {nodes}")?;
+        }
+        f.write_str("; a read changes nothing and may be repeated")
+    }
+}
+
+/// A request that may or may not have taken effect.
+///
+/// Its [`Handle`] names it for ever. As long as this value (or a clone of it) lives, the client
+/// keeps the request's session alive, so that its fate stays answerable.
+#[derive(Clone)]
+pub struct Unresolved(Arc<UnresolvedParts>);
+
+struct UnresolvedParts {
+    handle: Handle,
+    reason: UnresolvedReason,
+    nodes: NodeReports,
+    /// Held so that the session is kept alive.
+    _registration: Option<Arc<Registration>>,
+}
+
+/// Why a request is unresolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UnresolvedReason {
+    /// The deadline passed.
+    Deadline(Duration),
+    /// A node refused a repetition, which says nothing about an earlier copy.
+    Refused(Refusal),
+    /// A node gave an answer that does not fit the question.
+    BadReply(String),
+    /// No node that is left can serve this client; the text says why.
+    Unusable(String),
+}
+
+impl Unresolved {
+    pub(crate) fn new(
+        handle: Handle,
+        reason: UnresolvedReason,
+        nodes: NodeReports,
+        registration: Option<Arc<Registration>>,
+    ) -> Self {
+        Self(Arc::new(UnresolvedParts { handle, reason, nodes, _registration: registration }))
+    }
+
+    /// The request's name.
+    #[must_use]
+    pub fn handle(&self) -> &Handle {
+        &self.0.handle
+    }
+
+    /// Why the client stopped asking.
+    #[must_use]
+    pub fn reason(&self) -> &UnresolvedReason {
+        &self.0.reason
+    }
+
+    /// What each node said last.
+    #[must_use]
+    pub fn nodes(&self) -> &NodeReports {
+        &self.0.nodes
+    }
+}
+
+impl fmt::Debug for Unresolved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unresolved")
+            .field("handle", &self.0.handle)
+            .field("reason", &self.0.reason)
+            .field("nodes", &self.0.nodes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for Unresolved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let UnresolvedParts { handle, reason, nodes, .. } = &*self.0;
+        f.write_str("unresolved: the request may or may not have taken effect; ")?;
+        match reason {
+            UnresolvedReason::Deadline(within) => write!(f, "no answer within {within:?}")?,
+            UnresolvedReason::Refused(refusal) => write!(f, "asked again: {refusal}")?,
+            UnresolvedReason::BadReply(text) => write!(f, "a node answered {text}")?,
+            UnresolvedReason::Unusable(why) => write!(f, "no node is left to ask: {why}")?,
+        }
+        if !nodes.0.is_empty() {
+            write!(f, " ({nodes})")?;
+        }
+        write!(f, "; handle {handle}")
+    }
+}
+
+/// A client that cannot be built.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BuildError {
+    /// Neither nodes nor an authority.
+    #[error("no nodes and no authority were given: name at least one, as HOST:PORT")]
+    NoNodes,
+    /// Not an address.
+    #[error("{address:?} is not an address: HOST:PORT is needed, as in 127.0.0.1:7400")]
+    Address {
+        /// What was given.
+        address: String,
+    },
+    /// An authority that this client cannot ask.
+    #[error("{address:?}: this client asks embedded authorities only; name the nodes instead")]
+    Authority {
+        /// What was given.
+        address: String,
+    },
+}
+
+/// Why a connection did not come about.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("{0}")]
+    Unreachable(String),
+    #[error("no connection within {0:?}")]
+    TimedOut(Duration),
+    #[error("closed the connection before it said anything")]
+    Mute,
+    #[error(
+        "speaks protocol version {theirs}, this client {PROTOCOL_VERSION}: run the same release of Onlyonce on both{}",
+        said.as_ref().map_or(String::new(), |text| format!(" (it says: {text})"))
+    )]
+    Version { theirs: u16, said: Option<String> },
+    #[error("{0}")]
+    Foreign(FrameError),
+    #[error("broke the protocol: {0}")]
+    Broken(String),
+    #[error(
+        "belongs to {}, this client to cluster {wanted}: check the addresses",
+        theirs.map_or("no cluster yet".to_owned(), |id| format!("cluster {id}"))
+    )]
+    OtherCluster { theirs: Option<ClusterId>, wanted: ClusterId },
+    #[error("is shutting down")]
+    ShuttingDown,
+    #[error("has {limit} connections already, as many as it takes")]
+    TooManyConnections { limit: usize },
+}
+
+impl ConnectError {
+    /// Whether waiting cannot help: somebody has to change an address or a release first.
+    pub(crate) fn is_permanent(&self) -> bool {
+        match self {
+            Self::Version { .. }
+            | Self::Foreign(_)
+            | Self::OtherCluster { theirs: Some(_), .. } => true,
+            Self::Unreachable(_)
+            | Self::TimedOut(_)
+            | Self::Mute
+            | Self::Broken(_)
+            | Self::OtherCluster { theirs: None, .. }
+            | Self::ShuttingDown
+            | Self::TooManyConnections { .. } => false,
+        }
+    }
+}
+
+impl From<std::io::Error> for ConnectError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Unreachable(describe(&error))
+    }
+}
+
+/// An I/O error in the words that a user knows.
+pub(crate) fn describe(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        std::io::ErrorKind::ConnectionReset => "connection reset".to_owned(),
+        std::io::ErrorKind::UnexpectedEof => "connection closed".to_owned(),
+        _ => error.to_string(),
+    }
+}

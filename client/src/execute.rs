@@ -1,0 +1,261 @@
+//! One call from its beginning to its end: an id, the retry loop, a deadline, and what the outcome
+//! allows the caller to conclude.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use onlyonce_wire::client::{
+    Answer, Consequence, Execute, ExecuteId, Operation, Outcome, Part, Read, Refusal, Request,
+    Write,
+};
+use onlyonce_wire::limits::{
+    KEY_BYTES_MAX, OPERATION_BYTES_MAX, REPLY_BYTES_MAX, TXN_OPERATIONS_MAX, VALUE_BYTES_MAX,
+};
+use onlyonce_wire::{IdempotencyKey, codec};
+
+use crate::cluster::Cluster;
+use crate::errors::{Error, NoAnswer, NotSent, Unresolved, UnresolvedReason};
+use crate::handle::Handle;
+use crate::retry::{Progress, Stop};
+use crate::session::Sessions;
+
+/// What the clones of a client share.
+pub(crate) struct Inner {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) sessions: Sessions,
+}
+
+impl Inner {
+    /// Executes an operation exactly once.
+    pub(crate) async fn execute(&self, operation: &Operation) -> Result<Outcome, Error> {
+        check_operation(operation).map_err(Error::Refused)?;
+        let operation: Bytes = codec::encode(operation).into();
+        check_size(Part::Operation, operation.len(), OPERATION_BYTES_MAX)
+            .map_err(Error::Refused)?;
+        let mut progress = Progress::default();
+        let running = self.run(&operation, &mut progress);
+        let reply = match self.cluster.options().deadline {
+            None => running.await,
+            Some(limit) => match tokio::time::timeout(limit, running).await {
+                Ok(reply) => reply,
+                Err(_) => return Err(self.at_deadline(limit, &operation, progress)),
+            },
+        };
+        let reply = match reply {
+            Ok(reply) => reply,
+            Err(stop) => return Err(self.stopped(stop, &operation, progress)),
+        };
+        match codec::decode::<Outcome, REPLY_BYTES_MAX>(&reply) {
+            Ok(Outcome::Failed(failure)) => Err(Error::Failed(failure)),
+            Ok(outcome) => Ok(outcome),
+            Err(error) => Err(Error::BadReply(error.to_string())),
+        }
+    }
+
+    /// Asks under one id until the reply is there; under another one only when no copy of the first
+    /// can ever have run.
+    async fn run(&self, operation: &Bytes, progress: &mut Progress) -> Result<Bytes, Stop> {
+        loop {
+            let request = self.identify(operation, progress).await?;
+            match self.cluster.call(&request, progress).await? {
+                Answer::Executed { reply, replayed: _ } => {
+                    progress.settle();
+                    return Ok(reply);
+                }
+                Answer::Refused(refusal) => self.refused(refusal, progress).await?,
+                other => return Err(Stop::BadReply(format!("{other:?} to an operation"))),
+            }
+        }
+    }
+
+    /// Gives the request a fresh id, and encodes it once and for all.
+    async fn identify(&self, operation: &Bytes, progress: &mut Progress) -> Result<Vec<u8>, Stop> {
+        let (incarnation, id) = if self.cluster.options().one_shot {
+            let incarnation = self.cluster.first_incarnation(progress).await?;
+            (incarnation, ExecuteId::Key(fresh_key()))
+        } else {
+            let ticket = self.sessions.begin(&self.cluster, progress).await?;
+            let named = (ticket.registration.incarnation, ticket.id());
+            progress.ticket = Some(ticket);
+            named
+        };
+        progress.identity = Some((incarnation, id.clone()));
+        let operation = operation.clone();
+        Ok(codec::encode(&Request::Execute(Execute { incarnation, id, operation })))
+    }
+
+    /// Returns when the request may go on under a new id.
+    async fn refused(&self, refusal: Refusal, progress: &mut Progress) -> Result<(), Stop> {
+        match refusal.consequence() {
+            Consequence::NeverRuns => {
+                progress.settle();
+                return Err(Stop::Refused(refusal));
+            }
+            // The retry loop passes these on only when no other copy is about.
+            Consequence::ThisCopy | Consequence::TryLater => return Err(Stop::Refused(refusal)),
+            Consequence::IdVoid => {}
+        }
+        if let Refusal::OtherIncarnation { current } = refusal {
+            self.cluster.adopt_incarnation(current);
+        }
+        if let Some(ticket) = &progress.ticket {
+            ticket.registration.retire();
+            ticket.registration.leave_open();
+        }
+        if progress.maybe_sent() {
+            return Err(Stop::Refused(refusal));
+        }
+        progress.settle();
+        progress.identity = None;
+        self.cluster.pause(progress).await
+    }
+
+    fn stopped(&self, stop: Stop, operation: &Bytes, progress: Progress) -> Error {
+        let exposed = progress.maybe_sent();
+        match stop {
+            Stop::Refused(refusal) if exposed => {
+                self.unresolved(UnresolvedReason::Refused(refusal), operation, progress)
+            }
+            Stop::Unusable(why) if exposed => {
+                self.unresolved(UnresolvedReason::Unusable(why), operation, progress)
+            }
+            Stop::BadReply(text) if exposed => {
+                self.unresolved(UnresolvedReason::BadReply(text), operation, progress)
+            }
+            Stop::Refused(refusal) => Error::Refused(refusal),
+            Stop::Unusable(why) => Error::Unusable(why),
+            Stop::BadReply(text) => Error::Unusable(format!("a node answered {text}")),
+        }
+    }
+
+    fn at_deadline(&self, within: Duration, operation: &Bytes, mut progress: Progress) -> Error {
+        if progress.maybe_sent() {
+            return self.unresolved(UnresolvedReason::Deadline(within), operation, progress);
+        }
+        Error::NotSent(NotSent {
+            within,
+            delivered: progress.delivered(),
+            waiting_for: progress.waiting_for,
+            nodes: std::mem::take(&mut progress.reports),
+        })
+    }
+
+    /// Gives the request up without forgetting it.
+    fn unresolved(
+        &self,
+        reason: UnresolvedReason,
+        operation: &Bytes,
+        mut progress: Progress,
+    ) -> Error {
+        let (incarnation, id) = progress.identity.take().expect("it was sent under an id");
+        let handle = Handle::new(self.cluster.id(), incarnation, id, operation);
+        let registration = progress.ticket.take().map(|ticket| {
+            ticket.registration.leave_open();
+            ticket.abandon()
+        });
+        let nodes = std::mem::take(&mut progress.reports);
+        Error::Unresolved(Unresolved::new(handle, reason, nodes, registration))
+    }
+
+    /// Reads, as often as it takes.
+    pub(crate) async fn read(&self, read: Read) -> Result<Outcome, Error> {
+        check_read(&read).map_err(Error::Refused)?;
+        let request = codec::encode(&Request::Read(read));
+        let mut progress = Progress::default();
+        let reading = self.cluster.call(&request, &mut progress);
+        let answer = match self.cluster.options().deadline {
+            None => reading.await,
+            Some(within) => {
+                let Ok(answer) = tokio::time::timeout(within, reading).await else {
+                    let nodes = std::mem::take(&mut progress.reports);
+                    return Err(Error::NoAnswer(NoAnswer { within, nodes }));
+                };
+                answer
+            }
+        };
+        match answer {
+            Ok(Answer::Read(outcome)) => Ok(outcome),
+            Ok(Answer::Refused(refusal)) | Err(Stop::Refused(refusal)) => {
+                Err(Error::Refused(refusal))
+            }
+            Ok(other) => Err(Error::BadReply(format!("{other:?} to a read"))),
+            Err(Stop::Unusable(why)) => Err(Error::Unusable(why)),
+            Err(Stop::BadReply(text)) => Err(Error::BadReply(text)),
+        }
+    }
+}
+
+/// A key that nobody else has, in the shape of a `UUIDv7` (RFC 9562, section 5.7): its time tells the
+/// cluster for how long to remember it.
+fn fresh_key() -> IdempotencyKey {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let milliseconds = since.as_millis() << 80;
+    let random = rand::random::<u128>() & ((1 << 80) - 1);
+    let shaped = (milliseconds | random) & !(0xf << 76) & !(0b11 << 62) | 0x7 << 76 | 0b10 << 62;
+    IdempotencyKey::new(shaped.to_be_bytes().to_vec()).expect("16 bytes are a fine key")
+}
+
+fn check_size(what: Part, bytes: usize, limit: usize) -> Result<(), Refusal> {
+    if bytes <= limit {
+        return Ok(());
+    }
+    Err(Refusal::TooLarge { what, bytes: bytes as u64, limit: limit as u64 })
+}
+
+fn check_read(read: &Read) -> Result<(), Refusal> {
+    match read {
+        Read::Get { key } => check_size(Part::Key, key.len(), KEY_BYTES_MAX),
+        Read::Scan { start, end, limit: _ } => {
+            check_size(Part::Key, start.len(), KEY_BYTES_MAX)?;
+            check_size(Part::Key, end.as_ref().map_or(0, Bytes::len), KEY_BYTES_MAX)
+        }
+    }
+}
+
+/// Finds what the server would refuse for its size, before it is sent.
+fn check_operation(operation: &Operation) -> Result<(), Refusal> {
+    let key = |key: &Bytes| check_size(Part::Key, key.len(), KEY_BYTES_MAX);
+    let value = |value: &Bytes| check_size(Part::Value, value.len(), VALUE_BYTES_MAX);
+    let write = |write: &Write| match write {
+        Write::Put { key: k, value: v } | Write::Append { key: k, value: v } => {
+            key(k)?;
+            value(v)
+        }
+        Write::Incr { key: k, .. } | Write::Delete { key: k } | Write::Get { key: k } => key(k),
+    };
+    match operation {
+        Operation::Write(one) => write(one),
+        Operation::Cas { key: k, expected, value: v } => {
+            key(k)?;
+            expected.as_ref().map_or(Ok(()), value)?;
+            value(v)
+        }
+        Operation::Txn { compares, writes } => {
+            check_size(Part::Transaction, compares.len(), TXN_OPERATIONS_MAX)?;
+            check_size(Part::Transaction, writes.len(), TXN_OPERATIONS_MAX)?;
+            compares.iter().try_for_each(|compare| key(&compare.key))?;
+            writes.iter().try_for_each(write)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fresh keys are distinct, have the time in front, and version and variant in their places.
+    #[test]
+    fn fresh_keys_are_uuids() {
+        let (one, two) = (fresh_key(), fresh_key());
+        assert_ne!(one, two);
+        for key in [one, two] {
+            let bytes = key.as_bytes();
+            assert_eq!(bytes.len(), 16);
+            assert_eq!((bytes[6] >> 4, bytes[8] >> 6), (7, 0b10), "{key:?}");
+            let stamp = bytes[..6].iter().fold(0u128, |time, byte| time << 8 | u128::from(*byte));
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+            assert!(now.as_millis().abs_diff(stamp) < 60_000, "{stamp}");
+        }
+    }
+}

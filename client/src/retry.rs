@@ -1,0 +1,292 @@
+//! The retry loop: the same bytes, again and again, until there is an answer that means something.
+//!
+//! What an answer means for the request depends on its other copies. A copy that was answered with
+//! "did nothing" is out of the world; one that was lost, timed out, or answered with "cannot say" may
+//! still run or have run: from then on the request is *exposed*, and only an answer about the request
+//! itself ([`Answer::Executed`], or a refusal that covers every copy) ends it.
+//! [`Progress`] keeps that account, and outlives the loop's future when a deadline or the caller
+//! drops it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use onlyonce_wire::Incarnation;
+use onlyonce_wire::client::{Answer, Consequence, ExecuteId, Refusal};
+use tokio::time::sleep;
+
+use crate::cluster::{Cluster, Node};
+use crate::connection::{Connection, NoReply};
+use crate::errors::NodeReports;
+use crate::session::Ticket;
+
+/// The first pause is drawn from up to this long; each further one from twice as long.
+const BACKOFF_FIRST: Duration = Duration::from_millis(5);
+/// The longest pause of the one call that looks for the primary, so that a failover ends soon.
+const BACKOFF_SEEKING: Duration = Duration::from_millis(100);
+/// After so many fruitless rounds looking for the primary is not urgent any more.
+const SEEKING_ROUNDS_MAX: usize = 200;
+/// The longest pause.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// A random pause after `failures` failures: capped exponential backoff with full jitter.
+pub(crate) fn backoff(failures: u32) -> Duration {
+    jitter(failures, if failures < 50 { BACKOFF_SEEKING } else { BACKOFF_MAX })
+}
+
+fn jitter(failures: u32, longest: Duration) -> Duration {
+    let ceiling = BACKOFF_FIRST.saturating_mul(1 << failures.min(16)).min(longest);
+    ceiling.mul_f64(rand::random::<f64>())
+}
+
+/// Why a call ends without a result.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// A definite refusal.
+    Refused(Refusal),
+    /// No node can serve this client, and waiting will not change that; the text says why.
+    Unusable(String),
+    /// An answer that does not fit the question.
+    BadReply(String),
+}
+
+/// What became of a request so far. Dropping it with an unsettled ticket abandons the request.
+#[derive(Default)]
+pub(crate) struct Progress {
+    /// What each node said last.
+    pub(crate) reports: NodeReports,
+    /// What is waited for, where it is no node.
+    pub(crate) waiting_for: Option<&'static str>,
+    /// The id under which the request goes out; none before it is settled.
+    pub(crate) identity: Option<(Incarnation, ExecuteId)>,
+    /// The request's place in its session, if it has one.
+    pub(crate) ticket: Option<Ticket>,
+    /// A copy may have left and its answer is still awaited.
+    in_flight: bool,
+    /// A copy is neither answered nor awaited any more.
+    exposed: bool,
+    /// A copy was answered.
+    delivered: bool,
+    /// Tries without success since the last one.
+    fruitless: usize,
+    /// Times a node asked to try later.
+    deferred: u32,
+}
+
+impl Progress {
+    /// Whether the request may have taken effect, as far as this client can know.
+    pub(crate) fn maybe_sent(&self) -> bool {
+        self.identity.is_some() && (self.exposed || self.in_flight)
+    }
+
+    /// Whether a copy of the request was answered.
+    pub(crate) fn delivered(&self) -> bool {
+        self.identity.is_some() && self.delivered
+    }
+
+    /// What went out so far were no copies of the request itself.
+    pub(crate) fn nothing_sent(&mut self) {
+        (self.exposed, self.in_flight, self.delivered) = (false, false, false);
+    }
+
+    /// The request's fate is known: its id is done with.
+    pub(crate) fn settle(&mut self) {
+        self.nothing_sent();
+        if let Some(ticket) = self.ticket.take() {
+            ticket.settle();
+        }
+    }
+
+    /// The copy in flight was answered, and did nothing.
+    fn did_nothing(&mut self) {
+        self.in_flight = false;
+        self.delivered = true;
+    }
+
+    /// The copy in flight will not be answered.
+    fn unanswered(&mut self) {
+        self.in_flight = false;
+        self.exposed = true;
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        let maybe_sent = self.maybe_sent();
+        if let Some(ticket) = self.ticket.take() {
+            if maybe_sent {
+                drop(ticket.abandon());
+            } else {
+                ticket.settle();
+            }
+        }
+    }
+}
+
+impl Cluster {
+    /// Sends `request` until it has an answer that means something: a result, or a refusal that is
+    /// not just "later" or "not this copy".
+    pub(crate) async fn call(
+        &self,
+        request: &[u8],
+        progress: &mut Progress,
+    ) -> Result<Answer, Stop> {
+        loop {
+            let (node, connection) = self.reach(progress).await?;
+            let limit = self.options().attempt_timeout;
+            match connection.call(request, limit, &mut progress.in_flight).await {
+                Ok(answer) => {
+                    if let Some(answer) = self.weigh(&node, answer, progress).await? {
+                        return Ok(answer);
+                    }
+                }
+                Err(no_reply) => {
+                    self.mourn(&node, &connection, no_reply, progress);
+                    self.pause(progress).await?;
+                }
+            }
+        }
+    }
+
+    /// Passes on an answer that means something; otherwise prepares the next attempt.
+    async fn weigh(
+        &self,
+        node: &Arc<Node>,
+        answer: Answer,
+        progress: &mut Progress,
+    ) -> Result<Option<Answer>, Stop> {
+        match answer {
+            Answer::NotPrimary { view, primary } => {
+                progress.did_nothing();
+                progress.reports.set(&node.address, "is not the primary".to_owned());
+                self.redirect(node, view, primary.as_deref());
+                self.pause(progress).await?;
+                return Ok(None);
+            }
+            Answer::AskAgain => {
+                progress.unanswered();
+                progress.reports.set(&node.address, "cannot say: ask again".to_owned());
+                self.leave(node);
+                self.pause(progress).await?;
+                return Ok(None);
+            }
+            Answer::Refused(Refusal::OtherIncarnation { current })
+                if Some(current) < self.incarnation() =>
+            {
+                progress.did_nothing();
+                let reason = format!("is behind, in incarnation {current}");
+                progress.reports.set(&node.address, reason);
+                self.leave(node);
+                self.pause(progress).await?;
+                return Ok(None);
+            }
+            Answer::Refused(refusal) => {
+                progress.did_nothing();
+                let later = match refusal.consequence() {
+                    Consequence::TryLater => true,
+                    Consequence::ThisCopy => progress.exposed,
+                    Consequence::NeverRuns | Consequence::IdVoid => false,
+                };
+                if later {
+                    progress.reports.set(&node.address, refusal.to_string());
+                    let failures = progress.deferred;
+                    progress.deferred += 1;
+                    sleep(jitter(failures, BACKOFF_MAX)).await;
+                    return Ok(None);
+                }
+                self.served(node, progress);
+                return Ok(Some(Answer::Refused(refusal)));
+            }
+            Answer::Opened { .. }
+            | Answer::Closed
+            | Answer::Alive
+            | Answer::Executed { .. }
+            | Answer::Read(_)
+            | Answer::Status(_) => {}
+        }
+        self.served(node, progress);
+        Ok(Some(answer))
+    }
+
+    fn served(&self, node: &Arc<Node>, progress: &Progress) {
+        if progress.fruitless > 0 {
+            self.found(node);
+        }
+    }
+
+    /// Takes note of an attempt without an answer.
+    fn mourn(
+        &self,
+        node: &Arc<Node>,
+        connection: &Arc<Connection>,
+        no_reply: NoReply,
+        progress: &mut Progress,
+    ) {
+        let reason = match no_reply {
+            NoReply::NotSent(reason) => {
+                node.forget(connection);
+                reason
+            }
+            NoReply::Lost(reason) => {
+                progress.unanswered();
+                node.forget(connection);
+                self.leave(node);
+                reason
+            }
+            NoReply::TimedOut { silent } => {
+                progress.unanswered();
+                let limit = self.options().attempt_timeout;
+                if silent {
+                    // Other calls on it have nothing to hope for either.
+                    connection.end(&format!("silent for {limit:?}"));
+                    node.forget(connection);
+                    self.leave(node);
+                }
+                format!("no answer within {limit:?}").into()
+            }
+        };
+        tracing::debug!(address = %node.address, %reason, "attempt without an answer");
+        progress.reports.set(&node.address, reason.to_string());
+    }
+
+    /// Waits before the next attempt, not at all while there are nodes that this call did not try.
+    ///
+    /// One pausing call at a time looks for the primary at short intervals; the others come to take
+    /// longer ones, and are woken as soon as any call finds a node that serves.
+    pub(crate) async fn pause(&self, progress: &mut Progress) -> Result<(), Stop> {
+        progress.fruitless += 1;
+        let nodes = self.nodes_known();
+        if progress.fruitless <= nodes {
+            return Ok(());
+        }
+        let rounds = progress.fruitless - nodes;
+        let serves_again = self.serves_again.notified();
+        self.discover(progress).await?;
+        if nodes == 0 && self.nodes_known() > 0 {
+            return Ok(());
+        }
+        let seeker = Seeker::try_new(self);
+        let urgent = seeker.is_some() && rounds < SEEKING_ROUNDS_MAX;
+        let longest = if urgent { BACKOFF_SEEKING } else { BACKOFF_MAX };
+        tokio::select! {
+            () = sleep(jitter(rounds.min(16) as u32, longest)) => {}
+            () = serves_again => {}
+        }
+        Ok(())
+    }
+}
+
+/// Held by the one call that pauses only shortly.
+struct Seeker<'a>(&'a Cluster);
+
+impl<'a> Seeker<'a> {
+    fn try_new(cluster: &'a Cluster) -> Option<Self> {
+        (!cluster.seeking.swap(true, Ordering::Relaxed)).then_some(Self(cluster))
+    }
+}
+
+impl Drop for Seeker<'_> {
+    fn drop(&mut self) {
+        self.0.seeking.store(false, Ordering::Relaxed);
+    }
+}
