@@ -1,0 +1,258 @@
+//! Errors, by what the caller must do about them.
+//!
+//! - [`OpenError`]: the store was not opened. Its text names the file or folder, what was found
+//!   there and what to do.
+//! - [`StorageError`]: an open store failed. Whoever gets one stops the process: nothing is
+//!   retried, since a failed write leaves unknown what is on the disk.
+//! - [`DecodeError`]: bytes from elsewhere are not a record.
+
+use std::path::PathBuf;
+
+use crate::record::Index;
+
+/// What to do about a damaged store, as the end of an error's text.
+const REPLACE: &str = "move the data folder away and start with an empty one: as a new store it \
+                       catches up from the other replicas (a lone node is restored from a backup)";
+
+/// A failed operation of a database or of the head file.
+#[derive(Debug, thiserror::Error)]
+#[error("{place}: cannot {doing}: {source}")]
+pub struct EngineError {
+    /// The database's folder or the file.
+    pub place: String,
+    /// What was being done.
+    pub doing: &'static str,
+    /// Why it failed.
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl EngineError {
+    /// An error of `place` while `doing` something.
+    pub fn new(
+        place: impl Into<String>,
+        doing: &'static str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self { place: place.into(), doing, source: source.into() }
+    }
+}
+
+/// What is wrong with data that was once written whole.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    /// The log ends before what `head` says was durable.
+    #[error(
+        "the log has lost its tail: head says record {expected} was durable, but the log ends at {found}"
+    )]
+    LostTail {
+        /// The last record that must be there.
+        expected: Index,
+        /// The last record that is there.
+        found: Index,
+    },
+    /// The log ends before the checkpoint.
+    #[error(
+        "the log has lost its tail: the tables hold everything up to record {applied}, but the log ends at {found}"
+    )]
+    LogEndsBeforeApplied {
+        /// The checkpoint's index.
+        applied: Index,
+        /// The last record that is there.
+        found: Index,
+    },
+    /// The log begins after the checkpoint's next record.
+    #[error(
+        "the log begins at record {first}, but the tables hold only what came up to record {applied}"
+    )]
+    AppliedBelowLog {
+        /// The checkpoint's index.
+        applied: Index,
+        /// The log's first record.
+        first: Index,
+    },
+    /// Rows are missing before rows that a later flush wrote.
+    #[error(
+        "the log has a gap: record {expected} (part {part}) is missing, yet record {found} is there"
+    )]
+    Gap {
+        /// The record that is missing or incomplete.
+        expected: Index,
+        /// Its missing part.
+        part: u16,
+        /// The record of the row that was found instead.
+        found: Index,
+    },
+    /// A log row fails its checksum, or is no log row.
+    #[error("a row of the log near record {index} is damaged: {reason}")]
+    BadRow {
+        /// The record that the row's key names, or the one that was expected.
+        index: Index,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// A record does not continue the one before it.
+    #[error("record {index} does not continue the record before it: {reason}")]
+    BrokenChain {
+        /// The record.
+        index: Index,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// A table row is not what was written.
+    #[error("a row of table {table} is damaged (key \"{key}\"): {reason}")]
+    BadTableRow {
+        /// The table's name.
+        table: &'static str,
+        /// The key, printable.
+        key: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// A row of the internal `meta` table is missing or damaged.
+    #[error("the row {row:?} of table meta is {problem}")]
+    BadMeta {
+        /// The row's name.
+        row: &'static str,
+        /// Missing, or what is wrong with it.
+        problem: &'static str,
+    },
+    /// The parts of the folder do not belong together.
+    #[error("it belongs to store {found:032x}, but head belongs to store {expected:032x}")]
+    OtherStore {
+        /// The id in `head`.
+        expected: u128,
+        /// The id in the database.
+        found: u128,
+    },
+    /// No slot of `head` is valid, in a store that holds data.
+    #[error("no slot of head is valid")]
+    NoHead,
+}
+
+/// A failure of an open store. The process must stop.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The disk or the database failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// Data that was written whole is not so any more.
+    #[error("{place} is damaged: {damage}; {REPLACE}")]
+    Damaged {
+        /// The database's folder or the file.
+        place: String,
+        /// What is wrong.
+        damage: Damage,
+    },
+}
+
+/// Why a store was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it open.
+    #[error("the data folder {} is in use by another process: stop that one first, or choose another folder", .folder.display())]
+    InUse {
+        /// The data folder.
+        folder: PathBuf,
+    },
+    /// The folder holds something else.
+    #[error("the folder {} is not a data folder of Onlyonce: it has no file \"format\" but holds {found:?}; choose an empty or a new folder", .folder.display())]
+    NotAStore {
+        /// The folder.
+        folder: PathBuf,
+        /// A name that was found in it.
+        found: String,
+    },
+    /// Another format or version.
+    #[error(
+        "{place} has {found}, but this version needs {wanted}: use the release that made it, or choose an empty folder"
+    )]
+    Format {
+        /// The file.
+        place: String,
+        /// What was found.
+        found: String,
+        /// What was expected.
+        wanted: String,
+    },
+    /// A file or folder cannot be read, made or synced.
+    #[error("cannot {doing} {}: {source}", .path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// sled put a node into `blobs/`, which it never syncs.
+    #[error("{} is not empty (it holds {found:?}): its files are never synced by the database, so nothing in this store can be trusted; {REPLACE}", .folder.display())]
+    Blobs {
+        /// The `blobs` folder.
+        folder: PathBuf,
+        /// A file in it.
+        found: String,
+    },
+    /// A flush ended without a true barrier.
+    #[error(
+        "{place}: barrier not reached: a flush ended without fdatasync, so nothing would survive a power failure; this build of the program must not be used"
+    )]
+    BarrierNotReached {
+        /// The database's folder.
+        place: String,
+    },
+    /// A database failed, or its content is damaged.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+impl From<EngineError> for OpenError {
+    fn from(error: EngineError) -> Self {
+        Self::Storage(StorageError::Engine(error))
+    }
+}
+
+impl OpenError {
+    /// The damage, if that is why the store was not opened.
+    #[must_use]
+    pub fn damage(&self) -> Option<&Damage> {
+        match self {
+            Self::Storage(StorageError::Damaged { damage, .. }) => Some(damage),
+            _ => None,
+        }
+    }
+}
+
+/// Bytes that are no record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Over [`RECORD_BYTES_MAX`](crate::limits::RECORD_BYTES_MAX).
+    #[error("a record of {bytes} bytes is over the limit of {}", crate::limits::RECORD_BYTES_MAX)]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+    },
+    /// The bytes end inside the record.
+    #[error("a record ends early: {needed} bytes are needed at offset {at}, {left} are left")]
+    Truncated {
+        /// Where more bytes are needed.
+        at: usize,
+        /// How many.
+        needed: usize,
+        /// How many there are.
+        left: usize,
+    },
+    /// Bytes are left over after the record.
+    #[error("{extra} bytes follow a complete record")]
+    Trailing {
+        /// How many.
+        extra: usize,
+    },
+    /// A field has a value that no record has.
+    #[error("a record's {field} is {value}, which no record has")]
+    Field {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+    },
+}

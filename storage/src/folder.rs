@@ -1,0 +1,224 @@
+//! A data folder: its layout, its lock, and how one is made.
+//!
+//! ```text
+//! lock        held by the process that has the folder open
+//! creating    there while the folder is being made: what else is there holds nothing yet
+//! format      what the folder is, as text; written last, so a folder with it is complete
+//! head        see `head`
+//! log/        the log database
+//! tables/     the tables database
+//! ```
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::engine::sled::FolderLock;
+use crate::engine::{HeadFile, Tree, sled};
+use crate::error::{EngineError, OpenError};
+use crate::limits::{FORMAT, SEGMENT, SLOT_BYTES};
+use crate::open::{Disk, Opened, Options, open};
+
+const LOCK: &str = "lock";
+const CREATING: &str = "creating";
+const FORMAT_FILE: &str = "format";
+const FORMAT_NEW: &str = "format.new";
+const HEAD: &str = "head";
+const LOG: &str = "log";
+const TABLES: &str = "tables";
+/// What file systems and editors leave in a folder that is empty for their users.
+const IGNORED: [&str; 2] = [LOCK, "lost+found"];
+
+/// The text of the file `format`.
+fn format_text() -> String {
+    format!("onlyonce data folder\nformat {FORMAT}\nengine sled 0.34.7, segment {SEGMENT}\n")
+}
+
+fn io_error(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> OpenError {
+    move |source| OpenError::Io { path: path.to_owned(), doing, source }
+}
+
+/// Opens the store in the data folder `path`, or makes one if the folder is empty or missing (its
+/// parent must be there).
+pub fn open_dir(path: impl AsRef<Path>, options: &Options) -> Result<Opened, OpenError> {
+    let folder = path.as_ref();
+    if !folder.exists() {
+        fs::create_dir(folder).map_err(io_error(folder, "create the data folder"))?;
+    }
+    look_at(folder)?;
+    let lock = lock(folder)?;
+    // Another process may have made it a store in between.
+    match look_at(folder)? {
+        Content::Store => {
+            check_format(folder)?;
+            remove(&folder.join(CREATING))?;
+            open(disk(folder, options, &lock)?, options)
+        }
+        Content::Nothing => create(folder, options, &lock),
+    }
+}
+
+enum Content {
+    Store,
+    /// Nothing, or a creation that was cut short.
+    Nothing,
+}
+
+fn look_at(folder: &Path) -> Result<Content, OpenError> {
+    let listing = || io_error(folder, "list the data folder");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(listing())? {
+        names.push(entry.map_err(listing())?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort_unstable();
+    let has = |wanted: &str| names.iter().any(|name| name == wanted);
+    if has(FORMAT_FILE) {
+        return Ok(Content::Store);
+    }
+    let known = [CREATING, FORMAT_NEW, HEAD, LOG, TABLES];
+    let foreign = names.iter().find(|name| {
+        let name = name.as_str();
+        let ours = IGNORED.contains(&name) || (has(CREATING) && known.contains(&name));
+        !ours
+    });
+    match foreign {
+        Some(found) => {
+            Err(OpenError::NotAStore { folder: folder.to_owned(), found: found.clone() })
+        }
+        None => Ok(Content::Nothing),
+    }
+}
+
+fn lock(folder: &Path) -> Result<FolderLock, OpenError> {
+    let path = folder.join(LOCK);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(io_error(&path, "create the lock file"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Arc::new(file)),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { folder: folder.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(io_error(&path, "lock")(source)),
+    }
+}
+
+fn check_format(folder: &Path) -> Result<(), OpenError> {
+    let path = folder.join(FORMAT_FILE);
+    let mut text = Vec::new();
+    File::open(&path)
+        .and_then(|file| file.take(1024).read_to_end(&mut text))
+        .map_err(io_error(&path, "read"))?;
+    if text == format_text().as_bytes() {
+        return Ok(());
+    }
+    let quoted = |text: &[u8]| format!("\"{}\"", text.escape_ascii());
+    Err(OpenError::Format {
+        place: path.display().to_string(),
+        found: quoted(&text),
+        wanted: quoted(format_text().as_bytes()),
+    })
+}
+
+fn create(folder: &Path, options: &Options, lock: &FolderLock) -> Result<Opened, OpenError> {
+    let creating = folder.join(CREATING);
+    if !creating.exists() {
+        File::create(&creating).map_err(io_error(&creating, "create"))?;
+    }
+    sync(folder)?;
+    // Whatever an earlier attempt left holds nothing.
+    for name in [FORMAT_NEW, HEAD] {
+        remove(&folder.join(name))?;
+    }
+    for name in [LOG, TABLES] {
+        let path = folder.join(name);
+        if path.exists() {
+            fs::remove_dir_all(&path).map_err(io_error(&path, "remove the unfinished"))?;
+        }
+    }
+    let opened = open(disk(folder, options, lock)?, options)?;
+    sync(folder)?;
+    let new = folder.join(FORMAT_NEW);
+    File::create(&new)
+        .and_then(|mut file| {
+            file.write_all(format_text().as_bytes())?;
+            file.sync_all()
+        })
+        .map_err(io_error(&new, "write"))?;
+    let format = folder.join(FORMAT_FILE);
+    fs::rename(&new, &format).map_err(io_error(&format, "put in its place"))?;
+    sync(folder)?;
+    remove(&creating)?;
+    sync(folder)?;
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+    sync(parent.unwrap_or(Path::new(".")))?;
+    Ok(opened)
+}
+
+fn disk(folder: &Path, options: &Options, lock: &FolderLock) -> Result<Disk, OpenError> {
+    let log = folder.join(LOG);
+    let tables = folder.join(TABLES);
+    Ok(Disk {
+        log: sled::open(&log, Tree::LOG, options.log_cache_bytes, lock.clone())?,
+        tables: sled::open(&tables, Tree::TABLES, options.tables_cache_bytes, lock.clone())?,
+        head: Box::new(FileHead::open(&folder.join(HEAD), lock.clone())?),
+    })
+}
+
+fn remove(path: &Path) -> Result<(), OpenError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io_error(path, "remove")(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes the names in a folder durable.
+fn sync(folder: &Path) -> Result<(), OpenError> {
+    File::open(folder).and_then(|file| file.sync_all()).map_err(io_error(folder, "sync"))
+}
+
+/// `head` as a file.
+#[derive(Debug)]
+struct FileHead {
+    place: String,
+    file: File,
+    _lock: FolderLock,
+}
+
+impl FileHead {
+    fn open(path: &Path, lock: FolderLock) -> Result<Self, OpenError> {
+        let file =
+            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path);
+        let file = file.map_err(io_error(path, "open"))?;
+        Ok(Self { place: path.display().to_string(), file, _lock: lock })
+    }
+
+    fn error(&self, doing: &'static str, source: io::Error) -> EngineError {
+        EngineError::new(self.place.clone(), doing, source)
+    }
+}
+
+impl HeadFile for FileHead {
+    fn place(&self) -> &str {
+        &self.place
+    }
+
+    fn read(&mut self) -> Result<Vec<u8>, EngineError> {
+        let mut content = Vec::new();
+        (&self.file)
+            .take(3 * SLOT_BYTES as u64)
+            .read_to_end(&mut content)
+            .map_err(|source| self.error("read it", source))?;
+        Ok(content)
+    }
+
+    fn write(&mut self, slot: usize, block: &[u8; SLOT_BYTES]) -> Result<(), EngineError> {
+        let at = (slot * SLOT_BYTES) as u64;
+        self.file.write_all_at(block, at).map_err(|source| self.error("write a slot", source))
+    }
+
+    fn sync(&mut self) -> Result<(), EngineError> {
+        self.file.sync_data().map_err(|source| self.error("sync", source))
+    }
+}
