@@ -1,2 +1,40 @@
-//! M
-fn main() {}
+//! `once`: the command line of Onlyonce.
+//!
+//! `args` is what can be typed, `run` does it, `output` prints it (bare or as JSON), `txn` is the
+//! little language of transactions, `bench` the load generator.
+//!
+//! Exit codes: 0 done, 1 refused or a negative result, 2 usage, 3 unresolved.
+
+mod args;
+mod bench;
+mod output;
+mod run;
+mod status;
+mod txn;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Args, Command};
+use crate::output::Printer;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let printer = Printer::new(args.json);
+    let mut runtime = match &args.command {
+        Command::Bench(_) => tokio::runtime::Builder::new_multi_thread(),
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = match runtime.enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("once: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let exit = runtime.block_on(run::run(args, &printer)).unwrap_or_else(|end| printer.end(&end));
+    // Nothing that is left to do (a name lookup, say) is waited for.
+    runtime.shutdown_background();
+    exit
+}

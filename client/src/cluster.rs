@@ -174,6 +174,10 @@ impl Cluster {
         self.lock().nodes.len()
     }
 
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        self.lock().nodes.iter().map(|node| node.address.to_string()).collect()
+    }
+
     /// A later incarnation replaces an earlier one, never the other way round.
     pub(crate) fn adopt_incarnation(&self, incarnation: Incarnation) {
         let mut known = self.lock();

@@ -158,6 +158,22 @@ impl Inner {
         Error::Unresolved(Unresolved::new(handle, reason, nodes, registration))
     }
 
+    /// The nodes' addresses; an authority that does not answer matters only if no node is known.
+    pub(crate) async fn nodes(&self) -> Result<Vec<String>, Error> {
+        let mut progress = Progress::default();
+        self.cluster.discover(&mut progress).await.map_err(|stop| match stop {
+            Stop::Refused(refusal) => Error::Refused(refusal),
+            Stop::Unusable(why) | Stop::BadReply(why) => Error::Unusable(why),
+        })?;
+        let addresses = self.cluster.addresses();
+        if addresses.is_empty() {
+            let within = self.cluster.options().attempt_timeout;
+            let nodes = std::mem::take(&mut progress.reports);
+            return Err(Error::NoAnswer(NoAnswer { within, nodes }));
+        }
+        Ok(addresses)
+    }
+
     /// Reads, as often as it takes.
     pub(crate) async fn read(&self, read: Read) -> Result<Outcome, Error> {
         check_read(&read).map_err(Error::Refused)?;

@@ -225,6 +225,12 @@ impl Client {
         self.inner.execute(&operation).await
     }
 
+    /// The addresses of the nodes that this client knows: those that it was given, those that the
+    /// authority names (it is asked if there is one), and those that other nodes pointed to.
+    pub async fn nodes(&self) -> Result<Vec<String>, Error> {
+        self.inner.nodes().await
+    }
+
     /// What the node at `address` says of itself: one attempt, over a connection of its own. The
     /// node need not be a primary, nor one that this client knows.
     pub async fn status(&self, address: &str) -> Result<NodeStatus, Error> {

@@ -1,0 +1,248 @@
+//! What can be typed.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use onlyonce_client::ClusterId;
+
+const EXAMPLES: &str = "\
+Examples:
+  once put greeting hello
+  once get greeting
+  once incr visits
+  date | once put now -
+  once cas lock free mine
+  once txn 'if balance = 10' 'incr balance -3' 'append journal \"-3;\"'
+  once --nodes 10.0.0.1:7400,10.0.0.2:7400 status
+
+Every command waits until it knows what became of its request, whatever happens to nodes and
+connections meanwhile; --deadline bounds that.
+
+Exit codes:
+  0  done
+  1  refused, or a negative result (no such key, not swapped, ...): it did not take effect
+  2  usage
+  3  unresolved: it may or may not have taken effect; its handle is printed";
+
+const VALUES: &str =
+    "A value of '-' is read from standard input. Put '--' before an argument that begins with '-'.";
+
+/// A key/value store in which every request takes effect exactly once.
+#[derive(Parser, Debug)]
+#[command(name = "once", version, after_help = EXAMPLES, max_term_width = 100)]
+pub struct Args {
+    /// Addresses of nodes; any of them leads to the primary [default: 127.0.0.1:7400]
+    #[arg(
+        long,
+        global = true,
+        env = "ONCE_NODES",
+        value_name = "HOST:PORT,...",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub nodes: Vec<String>,
+
+    /// The address of the cluster's authority, which knows the nodes (then --nodes is not needed)
+    #[arg(
+        long,
+        global = true,
+        env = "ONCE_AUTHORITY",
+        value_name = "HOST:PORT",
+        hide_env_values = true
+    )]
+    pub authority: Option<String>,
+
+    /// The cluster that is meant: nodes of any other are refused
+    #[arg(long, global = true, value_name = "ID")]
+    pub cluster: Option<ClusterId>,
+
+    /// How long to try, as in 500ms, 5s, 2m [default: until it is known]
+    #[arg(long, global = true, value_name = "TIME", value_parser = duration)]
+    pub deadline: Option<Duration>,
+
+    /// Print JSON. Keys and values that are UTF-8 are strings, others {"base64": "..."}
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Print a key's value, bare (a newline follows only on a terminal); exit 1 if it is absent
+    Get {
+        /// The key
+        key: OsString,
+    },
+    /// Set a key
+    #[command(after_help = VALUES)]
+    Put {
+        /// The key
+        key: OsString,
+        /// The value, or '-'
+        value: OsString,
+    },
+    /// Add to the end of a key's value; print the new length in bytes
+    #[command(after_help = VALUES)]
+    Append {
+        /// The key
+        key: OsString,
+        /// What is added, or '-'
+        value: OsString,
+    },
+    /// Add to a key's value, a decimal integer (absent: 0); print the new value
+    Incr {
+        /// The key
+        key: OsString,
+        /// How much
+        #[arg(default_value_t = 1, allow_negative_numbers = true)]
+        by: i64,
+    },
+    /// Remove a key; print whether it existed (true or false)
+    Delete {
+        /// The key
+        key: OsString,
+    },
+    /// Set a key if it holds the expected value; otherwise print what it holds and exit 1
+    #[command(after_help = VALUES)]
+    Cas {
+        /// The key
+        key: OsString,
+        /// What it must hold, or '-'
+        expected: OsString,
+        /// What it will hold, or '-'
+        value: OsString,
+    },
+    /// Set a key if it is absent; otherwise print what it holds and exit 1
+    #[command(after_help = VALUES)]
+    PutIfAbsent {
+        /// The key
+        key: OsString,
+        /// The value, or '-'
+        value: OsString,
+    },
+    /// Print rows in key order, a line each: KEY<TAB>VALUE
+    ///
+    /// Tabs, newlines, backslashes and bytes that are not UTF-8 are printed as \t, \n, \\ and \xNN.
+    /// A long scan is read page by page, and each page is linearizable by itself.
+    Scan {
+        /// The first key, included [default: the first of all]
+        start: Option<OsString>,
+        /// The end, excluded [default: after the last of all]
+        end: Option<OsString>,
+        /// Only keys that begin with this
+        #[arg(long, value_name = "KEY", conflicts_with_all = ["start", "end"])]
+        prefix: Option<OsString>,
+        /// The most rows to print
+        #[arg(long, value_name = "N")]
+        limit: Option<u64>,
+    },
+    /// Compare, then write, all or nothing, on any keys
+    #[command(after_help = crate::txn::HELP)]
+    Txn {
+        /// The statements
+        #[arg(required = true, value_name = "STATEMENT")]
+        statements: Vec<String>,
+    },
+    /// Ask every node what it is; exit 1 if none answers
+    Status,
+    /// Load the cluster and measure throughput and latency
+    Bench(Bench),
+}
+
+/// What `bench` does.
+#[derive(ClapArgs, Debug, Clone)]
+pub struct Bench {
+    /// Clients, each a closed loop
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub clients: u32,
+    /// Connections (and sessions) that the clients share
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4_096))]
+    pub connections: u32,
+    /// Requests that each client has under way at a time
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_024))]
+    pub outstanding: u32,
+    /// How long to measure
+    #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
+    pub seconds: f64,
+    /// What to do: mixed is half put, half get
+    #[arg(long, value_enum, default_value_t = BenchOperation::Put)]
+    pub op: BenchOperation,
+    /// The length of a value, in bytes
+    #[arg(long, default_value_t = 100, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(0..=1_048_576))]
+    pub value_size: u32,
+    /// How many keys (of 16 bytes) to choose from, uniformly
+    #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub keys: u64,
+}
+
+/// The operations of `bench`.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BenchOperation {
+    /// Set a key.
+    Put,
+    /// Increment a key.
+    Incr,
+    /// Read a key.
+    Get,
+    /// Half put, half get.
+    Mixed,
+}
+
+/// Reads a time such as `500ms`, `5s`, `1.5s`, `2m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let seconds = match unit {
+        "ms" => 0.001,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3_600.0,
+        _ => return Err("a number and ms, s, m or h are needed, as in 500ms or 5s".to_owned()),
+    };
+    let number: f64 = text[..text.len() - unit.len()]
+        .parse()
+        .map_err(|_| format!("{:?} is not a number", &text[..text.len() - unit.len()]))?;
+    match Duration::try_from_secs_f64(number * seconds) {
+        Ok(time) if !time.is_zero() => Ok(time),
+        _ => Err("it must be more than nothing, and less than for ever".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// Clap finds nothing wrong with the definitions.
+    #[test]
+    fn arguments_are_well_formed() {
+        Args::command().debug_assert();
+    }
+
+    /// Times are read exactly, or refused.
+    #[test]
+    fn times_are_read() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1_500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["", "5", "s", "0s", "-1s", "5 s", "1e9s", "1..5s"] {
+            assert!(duration(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    /// Global flags may stand anywhere; negative increments need no escape.
+    #[test]
+    fn flags_stand_anywhere() {
+        let args = Args::try_parse_from(["once", "incr", "k", "-5", "--json"]).expect("fine");
+        assert!(args.json && matches!(args.command, Command::Incr { by: -5, .. }), "{args:?}");
+        let args = Args::try_parse_from(["once", "--nodes", "a:1,b:2", "get", "k"]).expect("fine");
+        assert_eq!(args.nodes, ["a:1", "b:2"]);
+        let unknown = Args::try_parse_from(["once", "get", "k", "--foo"]).expect_err("unknown");
+        assert_eq!(unknown.exit_code(), 2);
+    }
+}

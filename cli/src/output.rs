@@ -1,0 +1,189 @@
+//! What is printed, and how a command ends.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use onlyonce_client::{BuildError, Error};
+use serde_json::{Value, json};
+
+/// How a command ends otherwise than by being done.
+#[derive(Debug)]
+pub enum End {
+    /// The client could not be built, or an argument makes no sense.
+    Usage(String),
+    /// The call did not succeed.
+    Call(Error),
+    /// Executed, with a negative result that has been printed.
+    Negative,
+    /// Standard input or output failed.
+    Io(io::Error),
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        Self::Call(error)
+    }
+}
+
+impl From<BuildError> for End {
+    fn from(error: BuildError) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// Prints results, bare or as JSON.
+pub struct Printer {
+    pub json: bool,
+}
+
+impl Printer {
+    pub fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// A line of JSON with `--json`, else `bare`.
+    pub fn line(&self, bare: impl AsRef<str>, json: &Value) -> Result<(), End> {
+        let mut stdout = io::stdout().lock();
+        if self.json {
+            writeln!(stdout, "{json}")?;
+        } else if !bare.as_ref().is_empty() {
+            writeln!(stdout, "{}", bare.as_ref())?;
+        }
+        Ok(stdout.flush()?)
+    }
+
+    /// Reports how a command ended, and returns its exit code.
+    pub fn end(&self, end: &End) -> ExitCode {
+        match end {
+            End::Usage(text) => {
+                eprintln!("once: {text}");
+                ExitCode::from(2)
+            }
+            // Whoever read the output has seen enough.
+            End::Io(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+            End::Io(error) => {
+                eprintln!("once: {error}");
+                ExitCode::from(1)
+            }
+            End::Negative => ExitCode::from(1),
+            End::Call(error) => self.call_ended(error),
+        }
+    }
+
+    fn call_ended(&self, error: &Error) -> ExitCode {
+        let text = match error {
+            Error::NotSent(_) => format!("not sent: {error}"),
+            Error::Refused(refusal) => format!("refused ({}): {refusal}", refusal.name()),
+            _ => error.to_string(),
+        };
+        eprintln!("once: {text}");
+        let (status, code) = match error {
+            Error::Refused(refusal) => (refusal.name(), 1),
+            Error::Failed(_) => ("failed", 1),
+            Error::NotSent(_) => ("not-sent", 1),
+            Error::Unusable(_) => ("unusable", 1),
+            Error::NoAnswer(_) => ("no-answer", 1),
+            Error::BadReply(_) => ("bad-reply", 1),
+            Error::Unresolved(_) => ("unresolved", 3),
+        };
+        if self.json {
+            let mut json = json!({ "error": status, "message": error.to_string() });
+            if let Error::Unresolved(unresolved) = error {
+                json["handle"] = unresolved.handle().to_string().into();
+            }
+            // The exit code tells the same; there is nobody to tell of a closed output.
+            let _ = self.line("", &json);
+        }
+        ExitCode::from(code)
+    }
+}
+
+/// Prints a value as it is; a newline follows only on a terminal.
+pub fn print_value(value: &[u8]) -> Result<(), End> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(value)?;
+    if stdout.is_terminal() {
+        stdout.write_all(b"\n")?;
+    }
+    Ok(stdout.flush()?)
+}
+
+/// Bytes in JSON: a string if they are UTF-8, else an object with their base64.
+pub fn json_bytes(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => json!({ "base64": base64(bytes) }),
+    }
+}
+
+/// Base64 with padding (RFC 4648, section 4).
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let bits = chunk.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte))
+            << (8 * (3 - chunk.len()));
+        for place in 0..4 {
+            if place <= chunk.len() {
+                text.push(char::from(ALPHABET[(bits >> (18 - 6 * place)) as usize & 63]));
+            } else {
+                text.push('=');
+            }
+        }
+    }
+    text
+}
+
+/// Bytes on a line of their own: what would break the line, or is not UTF-8, is escaped.
+pub fn escape(bytes: &[u8]) -> String {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\\' | '\t' | '\n' | '\r' => text.extend(c.escape_default()),
+                c if c.is_control() => text.extend(c.escape_unicode()),
+                c => text.push(c),
+            }
+        }
+        for byte in chunk.invalid() {
+            text.push_str("\\x");
+            text.extend([byte >> 4, byte & 15].map(|digit| char::from(HEX[usize::from(digit)])));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The test vectors of RFC 4648, section 10.
+    #[test]
+    fn base64_is_the_standard_one() {
+        let vectors = [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
+            ("foobar", "Zm9vYmFy"),
+        ];
+        for (plain, encoded) in vectors {
+            assert_eq!(base64(plain.as_bytes()), encoded);
+        }
+    }
+
+    /// A row stays on its line.
+    #[test]
+    fn rows_are_escaped() {
+        assert_eq!(escape(b"a\tb\nc\\d\xff\xc3\xa9"), "a\\tb\\nc\\\\d\\xff\u{e9}");
+    }
+}

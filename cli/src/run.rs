@@ -1,0 +1,267 @@
+//! Carries out one command.
+
+use std::ffi::OsString;
+use std::io::{self, Read, Write as _};
+use std::os::unix::ffi::OsStringExt;
+use std::process::ExitCode;
+
+use bytes::Bytes;
+use onlyonce_client::{Client, ClientBuilder, Compared, Outcome, TxnOutcome, Write, limits};
+use serde_json::{Value, json};
+
+use crate::args::{Args, Command};
+use crate::output::{End, Printer, escape, json_bytes, print_value};
+use crate::{bench, status, txn};
+
+/// Whom to ask when nobody is named.
+const DEFAULT_NODE: &str = "127.0.0.1:7400";
+
+/// Carries out what was asked.
+pub async fn run(args: Args, printer: &Printer) -> Result<ExitCode, End> {
+    let builder = builder(&args);
+    match args.command {
+        Command::Status => return status::status(builder, printer).await,
+        Command::Bench(options) => return bench::bench(builder, &options, printer).await,
+        command => {
+            let client = builder.one_shot().build()?;
+            single(&client, command, printer).await?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn builder(args: &Args) -> ClientBuilder {
+    let mut builder = Client::builder().deadline(args.deadline);
+    if let Some(authority) = &args.authority {
+        builder = builder.authority(authority);
+    }
+    builder = match (args.nodes.is_empty(), &args.authority) {
+        (true, None) => builder.nodes([DEFAULT_NODE]),
+        _ => builder.nodes(&args.nodes),
+    };
+    match args.cluster {
+        Some(cluster) => builder.cluster(cluster),
+        None => builder,
+    }
+}
+
+async fn single(client: &Client, command: Command, printer: &Printer) -> Result<(), End> {
+    let mut stdin = Stdin::default();
+    match command {
+        Command::Get { key } => get(client, bytes(key), printer).await,
+        Command::Put { key, value } => {
+            client.put(bytes(key), stdin.value(value)?).await?;
+            printer.line("", &json!({ "done": true }))
+        }
+        Command::Append { key, value } => {
+            let length = client.append(bytes(key), stdin.value(value)?).await?;
+            printer.line(length.to_string(), &json!({ "length": length }))
+        }
+        Command::Incr { key, by } => {
+            let value = client.incr(bytes(key), by).await?;
+            printer.line(value.to_string(), &json!({ "value": value }))
+        }
+        Command::Delete { key } => {
+            let existed = client.delete(bytes(key)).await?;
+            printer.line(existed.to_string(), &json!({ "existed": existed }))
+        }
+        Command::Cas { key, expected, value } => {
+            let (expected, value) = (stdin.value(expected)?, stdin.value(value)?);
+            compared(client.cas(bytes(key), Some(expected), value).await?, printer)
+        }
+        Command::PutIfAbsent { key, value } => {
+            compared(client.put_if_absent(bytes(key), stdin.value(value)?).await?, printer)
+        }
+        Command::Scan { start, end, prefix, limit } => {
+            let (start, end) = match prefix.map(bytes) {
+                Some(prefix) => (prefix.clone(), after_prefix(&prefix)),
+                None => (start.map(bytes).unwrap_or_default(), end.map(bytes)),
+            };
+            scan(client, start, end, limit, printer).await
+        }
+        Command::Txn { statements } => transact(client, &statements, printer).await,
+        Command::Status | Command::Bench(_) => unreachable!("`run` takes these"),
+    }
+}
+
+fn bytes(argument: OsString) -> Bytes {
+    argument.into_vec().into()
+}
+
+/// Standard input, which can be one value.
+#[derive(Default)]
+struct Stdin {
+    used: bool,
+}
+
+impl Stdin {
+    /// An argument, or standard input where it is `-`.
+    fn value(&mut self, argument: OsString) -> Result<Bytes, End> {
+        if argument != "-" {
+            return Ok(bytes(argument));
+        }
+        if std::mem::replace(&mut self.used, true) {
+            return Err(End::Usage("'-' (standard input) can stand for one value only".to_owned()));
+        }
+        let mut value = Vec::new();
+        // One byte more than can be stored: enough for a precise refusal.
+        let most = limits::VALUE_BYTES_MAX as u64 + 1;
+        io::stdin().lock().take(most).read_to_end(&mut value)?;
+        Ok(value.into())
+    }
+}
+
+async fn get(client: &Client, key: Bytes, printer: &Printer) -> Result<(), End> {
+    let value = client.get(key).await?;
+    if printer.json {
+        let json = value.as_ref().map_or(Value::Null, |value| json_bytes(value));
+        printer.line("", &json!({ "exists": value.is_some(), "value": json }))?;
+    } else if let Some(value) = &value {
+        print_value(value)?;
+    }
+    if value.is_none() {
+        eprintln!("once: no such key");
+        return Err(End::Negative);
+    }
+    Ok(())
+}
+
+fn compared(compared: Compared, printer: &Printer) -> Result<(), End> {
+    let Compared { swapped, actual } = compared;
+    if printer.json {
+        let actual = actual.as_ref().map_or(Value::Null, |value| json_bytes(value));
+        printer.line("", &json!({ "swapped": swapped, "actual": actual }))?;
+    } else if let (false, Some(actual)) = (swapped, &actual) {
+        print_value(actual)?;
+    }
+    if swapped {
+        return Ok(());
+    }
+    eprintln!(
+        "once: not swapped: {}",
+        match actual {
+            Some(_) => "the key holds another value",
+            None => "no such key",
+        }
+    );
+    Err(End::Negative)
+}
+
+/// The first key that does not begin with `prefix` any more; none where there is no such key.
+fn after_prefix(prefix: &[u8]) -> Option<Bytes> {
+    let last = prefix.iter().rposition(|byte| *byte != u8::MAX)?;
+    let mut end = prefix[..=last].to_vec();
+    end[last] += 1;
+    Some(end.into())
+}
+
+async fn scan(
+    client: &Client,
+    mut start: Bytes,
+    end: Option<Bytes>,
+    limit: Option<u64>,
+    printer: &Printer,
+) -> Result<(), End> {
+    let mut left = limit.unwrap_or(u64::MAX);
+    let mut all = Vec::new();
+    while left > 0 {
+        let most = left.min(limits::SCAN_ROWS_MAX as u64) as u32;
+        let page = client.scan(start, end.clone(), most).await?;
+        left = left.saturating_sub(page.rows.len() as u64);
+        if printer.json {
+            let row = |(key, value): &(Bytes, Bytes)| json!({ "key": json_bytes(key), "value": json_bytes(value) });
+            all.extend(page.rows.iter().map(row));
+        } else {
+            let mut stdout = io::BufWriter::new(io::stdout().lock());
+            for (key, value) in &page.rows {
+                writeln!(stdout, "{}\t{}", escape(key), escape(value))?;
+            }
+            stdout.flush()?;
+        }
+        match page.next {
+            Some(next) => start = next,
+            None => break,
+        }
+    }
+    if printer.json {
+        printer.line("", &json!({ "rows": all }))?;
+    }
+    Ok(())
+}
+
+async fn transact(client: &Client, statements: &[String], printer: &Printer) -> Result<(), End> {
+    let parsed = txn::parse(statements).map_err(|error| End::Usage(error.to_string()))?;
+    match client.txn(parsed.txn).await? {
+        TxnOutcome::Committed(outcomes) => {
+            let json: Vec<_> = outcomes.iter().map(outcome_json).collect();
+            let lines: Vec<_> = outcomes.iter().map(outcome_line).collect();
+            printer.line(lines.join("\n"), &json!({ "committed": true, "outcomes": json }))
+        }
+        TxnOutcome::CompareFailed(place) => {
+            let statement = parsed.compares.get(place as usize).map_or("", String::as_str);
+            eprintln!("once: not committed: {statement:?} does not hold; nothing was written");
+            printer.line("", &json!({ "committed": false, "compare": place }))?;
+            Err(End::Negative)
+        }
+        TxnOutcome::WriteFailed(place, failure) => {
+            let write = parsed.writes.get(place as usize).map_or("", write_name);
+            eprintln!("once: not committed: {write} {place}: {failure}; nothing was written");
+            let reason = failure.to_string();
+            let json = json!({ "committed": false, "write": place, "reason": reason });
+            printer.line("", &json)?;
+            Err(End::Negative)
+        }
+    }
+}
+
+fn write_name(write: &Write) -> &'static str {
+    match write {
+        Write::Put { .. } => "put",
+        Write::Append { .. } => "append",
+        Write::Incr { .. } => "incr",
+        Write::Delete { .. } => "delete",
+        Write::Get { .. } => "get",
+    }
+}
+
+fn outcome_line(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Done => "done".to_owned(),
+        Outcome::Value(Some(value)) => escape(value),
+        Outcome::Value(None) => "(absent)".to_owned(),
+        Outcome::Length(bytes) => bytes.to_string(),
+        Outcome::Integer(value) => value.to_string(),
+        Outcome::Deleted(existed) => existed.to_string(),
+        Outcome::Compared { .. } | Outcome::Rows { .. } | Outcome::Txn(_) | Outcome::Failed(_) => {
+            format!("{outcome:?}")
+        }
+    }
+}
+
+fn outcome_json(outcome: &Outcome) -> Value {
+    match outcome {
+        Outcome::Done => json!({ "done": true }),
+        Outcome::Value(Some(value)) => json!({ "exists": true, "value": json_bytes(value) }),
+        Outcome::Value(None) => json!({ "exists": false, "value": null }),
+        Outcome::Length(bytes) => json!({ "length": bytes }),
+        Outcome::Integer(value) => json!({ "value": value }),
+        Outcome::Deleted(existed) => json!({ "existed": existed }),
+        Outcome::Compared { .. } | Outcome::Rows { .. } | Outcome::Txn(_) | Outcome::Failed(_) => {
+            json!({ "unknown": format!("{outcome:?}") })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A prefix ends where its last byte that can grow grows.
+    #[test]
+    fn prefixes_end() {
+        assert_eq!(after_prefix(b"ab"), Some(Bytes::from_static(b"ac")));
+        assert_eq!(after_prefix(b"a\xff\xff"), Some(Bytes::from_static(b"b")));
+        assert_eq!(after_prefix(b"\xff"), None);
+        assert_eq!(after_prefix(b""), None);
+    }
+}
