@@ -1,0 +1,124 @@
+//! The command line. Flags only; [`crate::config`] lays them over environment, file and defaults.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{LogFormat, Settings};
+
+const EXAMPLES: &str = "\
+Examples:
+  One node alone, crash-durable, no replica:
+    onced serve --data ./n1 --name n1
+
+  Two copies and an authority on one machine:
+    onced authority --data ./authority
+    onced serve --data ./n1 --name n1 --authority 127.0.0.1:7300 --bootstrap
+    onced serve --data ./n2 --name n2 --authority 127.0.0.1:7300 \\
+        --listen 127.0.0.1:7401 --peer 127.0.0.1:7501 --http 127.0.0.1:7601
+
+  See what a node would run with:
+    ONCED_LEASE_MS=300 onced serve --data ./n1 --name n1 --print-config
+
+Exit codes: 0 after SIGTERM or SIGINT, 1 when it had to stop, 2 for wrong usage.";
+
+const SERVE_AFTER: &str = "\
+A setting comes from its flag, else from ONCED_<KEY> in the environment (ONCED_LISTEN, ...), else
+from the TOML file given with --config, else from its default. File and environment also know
+heartbeat_ms, lease_ms, grace_ms, append_timeout_ms, flush_timeout_ms, session_idle_ms, cache_bytes,
+checkpoint_bytes, checkpoint_interval_ms, log_tail_bytes, advertise_client and advertise_peer.
+ONCED_LOG filters the log (default: info).
+
+Example:
+  onced serve --data ./n1 --name n1 --listen 127.0.0.1:0 --peer 127.0.0.1:0 --http 127.0.0.1:0";
+
+/// A replicated key/value store and RPC service in which every request takes effect exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "onced", version, after_help = EXAMPLES)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a node.
+    Serve(Box<ServeArgs>),
+    /// Run the small server that holds the view register of a cluster.
+    Authority(AuthorityArgs),
+}
+
+#[derive(Debug, Default, clap::Args)]
+#[command(after_help = SERVE_AFTER)]
+pub struct ServeArgs {
+    /// The data folder; made if its parent exists.
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// The node's name: a label for people, not its identity.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Where clients connect [default: 127.0.0.1:7400].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+    /// Where other nodes connect [default: 127.0.0.1:7500].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub peer: Option<String>,
+    /// Status, metrics and health over HTTP [default: 127.0.0.1:7600].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub http: Option<String>,
+    /// The authority that holds the cluster's view. Without it: one node alone.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub authority: Option<String>,
+    /// Make a new cluster if the authority's register was never written.
+    #[arg(long)]
+    pub bootstrap: bool,
+    /// Commit nothing while the view has fewer copies than this [default: 1].
+    #[arg(long, value_name = "COPIES")]
+    pub min_copies: Option<usize>,
+    /// A TOML file with settings; its keys are the flags' names with underscores.
+    #[arg(long, value_name = "FILE", env = "ONCED_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Print the effective settings as TOML and exit.
+    #[arg(long)]
+    pub print_config: bool,
+    /// How log lines look on standard error [default: text].
+    #[arg(long, value_name = "text|json")]
+    pub log_format: Option<LogFormat>,
+}
+
+impl ServeArgs {
+    /// What the flags set.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            data: self.data.clone(),
+            name: self.name.clone(),
+            listen: self.listen.clone(),
+            peer: self.peer.clone(),
+            http: self.http.clone(),
+            authority: self.authority.clone(),
+            bootstrap: self.bootstrap.then_some(true),
+            min_copies: self.min_copies,
+            log_format: self.log_format,
+            ..Settings::default()
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  onced authority --data ./authority --listen 127.0.0.1:7300")]
+pub struct AuthorityArgs {
+    /// The data folder; made if its parent exists.
+    #[arg(long, value_name = "DIR", env = "ONCED_AUTHORITY_DATA")]
+    pub data: PathBuf,
+    /// Where nodes and clients connect.
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        env = "ONCED_AUTHORITY_LISTEN",
+        default_value = "127.0.0.1:7300"
+    )]
+    pub listen: String,
+    /// How log lines look on standard error.
+    #[arg(long, value_name = "text|json", env = "ONCED_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}

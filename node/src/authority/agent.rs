@@ -1,0 +1,142 @@
+//! The node's side of the authority: carries out the core's reads and proposals, and watches.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use onlyonce_replica::{Event, ProposalResult};
+use onlyonce_wire::authority::{Register, Revision, Versioned};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc};
+
+use super::{Authority, AuthorityError, Swap};
+use crate::core_thread::CoreQueue;
+use crate::faults::Faults;
+use crate::rate_limit::RateLimit;
+
+/// The name under which [`Faults`] cuts the authority off.
+pub const AUTHORITY: &str = "authority";
+/// How long a failed watch rests.
+const WATCH_RETRY: Duration = Duration::from_millis(500);
+
+/// Takes what the core asks of the authority; the answers are events.
+pub struct Agent {
+    reads: Arc<Notify>,
+    proposals: mpsc::UnboundedSender<(Revision, Register)>,
+}
+
+impl Agent {
+    /// Starts the tasks that talk to `authority`.
+    pub fn start(
+        runtime: &Handle,
+        authority: impl Authority,
+        core: Arc<CoreQueue>,
+        faults: Arc<Faults>,
+    ) -> Self {
+        let reads = Arc::new(Notify::new());
+        // The core has at most one proposal unresolved, so this queue stays short.
+        let (proposals, wanted) = mpsc::unbounded_channel();
+        let tasks =
+            Arc::new(Tasks { authority, core, faults, warnings: RateLimit::new(WARN_INTERVAL) });
+        runtime.spawn(Arc::clone(&tasks).read(Arc::clone(&reads)));
+        runtime.spawn(Arc::clone(&tasks).propose(wanted));
+        runtime.spawn(tasks.watch());
+        Self { reads, proposals }
+    }
+
+    /// Reads the register; the read begins after this call.
+    pub fn read(&self) {
+        // Asked for while a read is under way, another one follows it.
+        self.reads.notify_one();
+    }
+
+    /// Compare-and-swaps the register, once.
+    pub fn propose(&self, expected: Revision, register: Register) {
+        let _ = self.proposals.send((expected, register));
+    }
+}
+
+const WARN_INTERVAL: Duration = Duration::from_secs(5);
+
+struct Tasks<A> {
+    authority: A,
+    core: Arc<CoreQueue>,
+    faults: Arc<Faults>,
+    warnings: RateLimit,
+}
+
+impl<A: Authority> Tasks<A> {
+    async fn read(self: Arc<Self>, wanted: Arc<Notify>) {
+        loop {
+            wanted.notified().await;
+            let read = self.unless_cut_off(self.authority.read()).await;
+            if let Some(now) = self.reported(read) {
+                self.core.send(Event::RegisterRead(now));
+            }
+        }
+    }
+
+    async fn propose(self: Arc<Self>, mut wanted: mpsc::UnboundedReceiver<(Revision, Register)>) {
+        while let Some((expected, register)) = wanted.recv().await {
+            let view = register.view;
+            let swap = async { Ok(self.authority.compare_and_swap(expected, register).await) };
+            let swap = self.unless_cut_off(swap).await.unwrap_or_else(Swap::Unknown);
+            let result = match swap {
+                Swap::Swapped(revision) => ProposalResult::Won(revision),
+                Swap::Conflict(now) => {
+                    tracing::info!(
+                        "the proposal of view {view} at revision {} met revision {}",
+                        expected.0,
+                        now.revision.0
+                    );
+                    ProposalResult::Unknown
+                }
+                Swap::Unknown(error) => {
+                    tracing::warn!("the proposal of view {view} has an unknown outcome: {error}");
+                    ProposalResult::Unknown
+                }
+            };
+            self.core.send(Event::Proposed(result));
+        }
+    }
+
+    /// Tells the core whenever the revision differs from the one it was told before.
+    async fn watch(self: Arc<Self>) {
+        let mut known = Revision(0);
+        loop {
+            let watched = self.unless_cut_off(self.authority.watch(known)).await;
+            match self.reported(watched) {
+                Some(now) if now.revision != known => {
+                    known = now.revision;
+                    self.core.send(Event::RegisterRead(now));
+                }
+                Some(_) => {}
+                None => tokio::time::sleep(WATCH_RETRY).await,
+            }
+        }
+    }
+
+    fn reported(&self, read: Result<Versioned, AuthorityError>) -> Option<Versioned> {
+        match read {
+            Ok(now) => Some(now),
+            Err(error) => {
+                if self.warnings.pass() {
+                    tracing::warn!("{error}; a running view goes on, view changes wait");
+                }
+                None
+            }
+        }
+    }
+
+    /// Loses the question, or its answer, while a fault cuts the authority off.
+    async fn unless_cut_off<T>(
+        &self,
+        question: impl Future<Output = Result<T, AuthorityError>>,
+    ) -> Result<T, AuthorityError> {
+        let lost = || AuthorityError("authority cut off by POST /fault/partition".to_owned());
+        if self.faults.cut(AUTHORITY) {
+            return Err(lost());
+        }
+        let answer = question.await;
+        if self.faults.cut(AUTHORITY) { Err(lost()) } else { answer }
+    }
+}

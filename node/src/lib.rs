@@ -1,0 +1,67 @@
+//! The Onlyonce server: sockets, threads, clock, authority and HTTP around the deterministic core.
+//!
+//! [`run`] is the program `onced`. `serve.rs` puts a node together and shows its threads;
+//! `core_thread.rs` owns the core; `clients.rs` and `peers.rs` are the sockets; `log_thread.rs` and
+//! `checkpoint_thread.rs` write the store; `authority/` holds the view register, both sides of it.
+
+mod args;
+mod authority;
+mod checkpoint_thread;
+mod clients;
+mod clock;
+mod config;
+mod core_thread;
+mod counters;
+mod exit;
+mod faults;
+mod frames;
+mod http;
+mod listeners;
+mod log_thread;
+mod logging;
+mod peers;
+mod rate_limit;
+mod serve;
+mod warm;
+mod watchdog;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Args, AuthorityArgs, Command, ServeArgs};
+use crate::config::{ServeConfig, Settings};
+use crate::exit::ExitError;
+
+/// Runs `onced` with the arguments and the environment of this process.
+#[must_use]
+pub fn run() -> ExitCode {
+    exit::abort_on_panic();
+    let ended = match Args::parse().command {
+        Command::Serve(args) => serve(&args),
+        Command::Authority(args) => authority(&args),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error.report(),
+    }
+}
+
+fn serve(args: &ServeArgs) -> Result<(), ExitError> {
+    let settings = Settings::effective(args, |name| std::env::var(name).ok())?;
+    let log_format = settings.log_format.unwrap_or_default();
+    let printed = args.print_config.then(|| settings.clone());
+    let config = ServeConfig::check(settings)?;
+    if let Some(settings) = printed {
+        let text = toml::to_string(&settings).expect("settings are plain data");
+        serve::say(text.trim_end());
+        return Ok(());
+    }
+    logging::start(log_format)?;
+    serve::run(&config)
+}
+
+fn authority(args: &AuthorityArgs) -> Result<(), ExitError> {
+    logging::start(args.log_format)?;
+    authority::server::run(&args.data, &args.listen)
+}

@@ -1,0 +1,350 @@
+//! `onced serve`: puts a node together, runs it, and takes it apart.
+//!
+//! ```text
+//!  clients ─┐                    ┌─▶ log thread ────────┐
+//!  peers  ──┼─▶ queue ─▶ core ───┼─▶ checkpoint thread ─┼─▶ events, back into the queue
+//!  authority┘        (Replica)   ├─▶ authority agent ───┘
+//!  (tokio)                       └─▶ connections, peers (tokio)
+//! ```
+
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use onlyonce_replica::{Config, Effect, Mode, Replica};
+use onlyonce_storage::{LogWriter, Opened, Options};
+use onlyonce_wire::StoreId;
+use onlyonce_wire::authority::Member;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::authority::agent::Agent;
+use crate::authority::client::EmbeddedClient;
+use crate::clients::{Clients, Connections};
+use crate::config::ServeConfig;
+use crate::core_thread::{CoreInbox, CoreQueue, CoreThread, Outlets, core_queue};
+use crate::counters::Counters;
+use crate::exit::ExitError;
+use crate::faults::Faults;
+use crate::http::Http;
+use crate::listeners::{Listening, listen};
+use crate::log_thread::{LogInbox, LogQueue, LogThread};
+use crate::peers::Peers;
+use crate::rate_limit::RateLimit;
+use crate::warm::Warmer;
+use crate::watchdog::{self, Watched};
+use crate::{checkpoint_thread, clock};
+
+/// How long requests that were taken may still run after SIGTERM.
+const DRAIN: Duration = Duration::from_secs(2);
+const WORKERS: usize = 2;
+/// How many times `flush_timeout` a whole checkpoint may take.
+const FOLD_FLUSHES: u32 = 30;
+
+/// Runs a node until SIGTERM or SIGINT.
+pub fn run(config: &ServeConfig) -> Result<(), ExitError> {
+    let runtime = tokio_runtime()?;
+    let mut signals = runtime.block_on(async { Signals::new() })?;
+    let listeners = runtime.block_on(Listeners::bind(config))?;
+    make_folder(&config.data)?;
+    let new_store_id = rand::random();
+    let options = Options { tables_cache_bytes: config.cache_bytes, ..Options::new(new_store_id) };
+    let opened = onlyonce_storage::open_dir(&config.data, &options)
+        .map_err(|error| ExitError::Runtime(error.to_string()))?;
+    let node = Node::start(config, &runtime, listeners, opened)?;
+    let name = runtime.block_on(signals.wait());
+    tracing::info!("{name}: shutting down");
+    node.stop(&runtime);
+    Ok(())
+}
+
+/// A runtime for sockets only.
+pub fn tokio_runtime() -> Result<Runtime, ExitError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .thread_name("sockets")
+        .enable_all()
+        .build()
+        .map_err(|error| ExitError::Runtime(format!("cannot start the socket threads: {error}")))
+}
+
+/// The signals that end the process in good order.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on they are caught.
+    pub fn new() -> Result<Self, ExitError> {
+        let catch = |kind| {
+            signal(kind)
+                .map_err(|error| ExitError::Runtime(format!("cannot catch signals: {error}")))
+        };
+        let terminate = catch(SignalKind::terminate())?;
+        Ok(Self { terminate, interrupt: catch(SignalKind::interrupt())? })
+    }
+
+    /// Waits for one; returns its name.
+    pub async fn wait(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+struct Listeners {
+    client: Listening,
+    peer: Listening,
+    http: Listening,
+}
+
+impl Listeners {
+    async fn bind(config: &ServeConfig) -> Result<Self, ExitError> {
+        Ok(Self {
+            client: listen("--listen", &config.listen).await?,
+            peer: listen("--peer", &config.peer).await?,
+            http: listen("--http", &config.http).await?,
+        })
+    }
+}
+
+/// Makes the data folder, but not its parents: a mistyped path must not become an empty store.
+fn make_folder(folder: &Path) -> Result<(), ExitError> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    std::fs::create_dir(folder).map_err(|error| {
+        let advice = match error.kind() {
+            std::io::ErrorKind::NotFound => "make its parent folder first",
+            std::io::ErrorKind::AlreadyExists => "something that is no folder has that name",
+            _ => "check the permissions of its parent folder",
+        };
+        let folder = folder.display();
+        ExitError::Runtime(format!("cannot make the data folder {folder}: {error}; {advice}"))
+    })
+}
+
+/// A running node.
+struct Node {
+    core: Arc<CoreQueue>,
+    log: LogQueue,
+    counters: Arc<Counters>,
+    closing: watch::Sender<bool>,
+    core_thread: JoinHandle<()>,
+    log_thread: JoinHandle<()>,
+}
+
+/// What every part of the node uses.
+struct Common {
+    core: Arc<CoreQueue>,
+    counters: Arc<Counters>,
+    faults: Arc<Faults>,
+}
+
+impl Node {
+    fn start(
+        config: &ServeConfig,
+        runtime: &Runtime,
+        listeners: Listeners,
+        opened: Opened,
+    ) -> Result<Self, ExitError> {
+        let me = member(config, &listeners, StoreId(opened.store_id))?;
+        let ready = ready_line(&me, &listeners);
+        let warmer = Warmer::new(opened.state.toucher());
+        let (replica, first) = Replica::new(
+            replica_config(config, me.clone()),
+            opened.state,
+            &opened.state_bytes,
+            clock::now(),
+        )
+        .map_err(|error| ExitError::Runtime(error.to_string()))?;
+
+        let (core, inbox) = core_queue();
+        let faults = Faults::new(std::env::var("ONCED_FAULTS").is_ok_and(|on| on == "1"));
+        let common = Common { core, counters: Arc::default(), faults: Arc::new(faults) };
+        let status = watch::Sender::new(replica.status());
+        let connections = Arc::new(Connections::new(Arc::clone(&common.counters)));
+        let peers = start_peers(&common, me, &status, runtime);
+        let clients = Clients {
+            connections: Arc::clone(&connections),
+            core: Arc::clone(&common.core),
+            counters: Arc::clone(&common.counters),
+            status: status.subscribe(),
+            session_idle: config.timing.session_idle,
+            warmer,
+            refusals: RateLimit::new(Duration::from_secs(1)),
+        };
+        let http = Http {
+            status: status.subscribe(),
+            counters: Arc::clone(&common.counters),
+            faults: Arc::clone(&common.faults),
+        };
+        let authority = config.authority.as_ref().map(|address| {
+            let client = EmbeddedClient::new(address.clone());
+            let (core, faults) = (Arc::clone(&common.core), Arc::clone(&common.faults));
+            Agent::start(runtime.handle(), client, core, faults)
+        });
+        let (log, log_inbox) = LogQueue::new();
+        let (checkpoints, generations) = mpsc::channel();
+        let log_thread = start_disk_threads(
+            &common,
+            config,
+            opened.log,
+            log_inbox,
+            opened.checkpointer,
+            generations,
+        )?;
+        let outlets = Outlets {
+            connections,
+            peers: Arc::clone(&peers),
+            log: log.clone(),
+            checkpoints,
+            authority,
+            status,
+        };
+        let core_thread = start_core(replica, inbox, outlets, first)?;
+        let closing = watch::Sender::new(false);
+        runtime.spawn(Arc::new(clients).serve(listeners.client.listener, closing.subscribe()));
+        runtime.spawn(peers.serve(listeners.peer.listener));
+        runtime.spawn(Arc::new(http).serve(listeners.http.listener));
+        say(&ready);
+        let Common { core, counters, .. } = common;
+        Ok(Self { core, log, counters, closing, core_thread, log_thread })
+    }
+
+    /// Takes no more requests, finishes those that were taken, and leaves the log synced.
+    fn stop(self, runtime: &Runtime) {
+        self.closing.send_replace(true);
+        let deadline = Instant::now() + DRAIN;
+        while self.counters.connections_open.get() > 0 && Instant::now() < deadline {
+            runtime.block_on(tokio::time::sleep(Duration::from_millis(5)));
+        }
+        self.core.stop();
+        self.core_thread.join().expect("a panic aborts the process");
+        self.log.finish();
+        self.log_thread.join().expect("a panic aborts the process");
+    }
+}
+
+/// Prints the one line of standard output.
+pub fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    // Nobody may be reading; the node runs all the same.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+fn ready_line(me: &Member, listeners: &Listeners) -> String {
+    format!(
+        "ready name={} client={} peer={} http={} store={}",
+        me.name, listeners.client.address, listeners.peer.address, listeners.http.address, me.store
+    )
+}
+
+/// This node, as others are told of it.
+fn member(
+    config: &ServeConfig,
+    listeners: &Listeners,
+    store: StoreId,
+) -> Result<Member, ExitError> {
+    let tell =
+        |flag: &str, key: &str, advertised: &Option<String>, bound: &Listening| match advertised {
+            Some(address) => Ok(address.clone()),
+            None if bound.address.ip().is_unspecified() && config.authority.is_some() => {
+                Err(ExitError::Usage(format!(
+                    "{flag} {} is no address that others can connect to: set {key} (or \
+                     ONCED_{}) to the HOST:PORT that they are to use",
+                    bound.address,
+                    key.to_uppercase()
+                )))
+            }
+            None => Ok(bound.address.to_string()),
+        };
+    Ok(Member {
+        store,
+        name: config.name.clone(),
+        client_address: tell(
+            "--listen",
+            "advertise_client",
+            &config.advertise_client,
+            &listeners.client,
+        )?,
+        peer_address: tell("--peer", "advertise_peer", &config.advertise_peer, &listeners.peer)?,
+    })
+}
+
+fn replica_config(config: &ServeConfig, me: Member) -> Config {
+    let mode = match config.authority {
+        Some(_) => Mode::Cluster { bootstrap: config.bootstrap },
+        None => Mode::Lone,
+    };
+    Config {
+        me,
+        mode,
+        min_copies: config.min_copies,
+        timing: config.timing,
+        seed: rand::random(),
+        log_tail_bytes: config.log_tail_bytes,
+        checkpoint_bytes: config.checkpoint_bytes,
+    }
+}
+
+fn start_peers(
+    common: &Common,
+    me: Member,
+    status: &watch::Sender<onlyonce_wire::status::NodeStatus>,
+    runtime: &Runtime,
+) -> Arc<Peers> {
+    Arc::new(Peers::new(
+        me,
+        Arc::clone(&common.core),
+        status.subscribe(),
+        Arc::clone(&common.counters),
+        Arc::clone(&common.faults),
+        runtime.handle().clone(),
+    ))
+}
+
+fn start_core(
+    replica: Replica,
+    inbox: CoreInbox,
+    outlets: Outlets,
+    first: Vec<Effect>,
+) -> Result<JoinHandle<()>, ExitError> {
+    spawn("core", move || CoreThread::new(replica, inbox, outlets).run(first))
+}
+
+/// Starts the log, the checkpoint and the watchdog thread; returns the log's.
+fn start_disk_threads(
+    common: &Common,
+    config: &ServeConfig,
+    log: LogWriter,
+    inbox: LogInbox,
+    checkpointer: onlyonce_storage::Checkpointer,
+    generations: mpsc::Receiver<onlyonce_storage::Generation>,
+) -> Result<JoinHandle<()>, ExitError> {
+    let log_watched = Watched::new("log", config.flush_timeout);
+    // A checkpoint is many flushes, with pauses; its disk is the log's, which is watched closely.
+    let fold_watched = Watched::new("checkpoint", config.flush_timeout * FOLD_FLUSHES);
+    let watched = [Arc::clone(&log_watched), Arc::clone(&fold_watched)];
+    let (core, counters) = (Arc::clone(&common.core), Arc::clone(&common.counters));
+    spawn("checkpoint", move || {
+        checkpoint_thread::run(checkpointer, &generations, &core, &counters, &fold_watched);
+    })?;
+    spawn("watchdog", move || watchdog::run(&watched))?;
+    let (core, counters) = (Arc::clone(&common.core), Arc::clone(&common.counters));
+    spawn("log", move || {
+        LogThread { log, inbox, core, counters, watched: log_watched }.run();
+    })
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, ExitError> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .map_err(|error| ExitError::Runtime(format!("cannot start the {name} thread: {error}")))
+}

@@ -1,0 +1,84 @@
+//! Stops the process when a flush takes longer than a flush may: a disk that hangs must not leave
+//! a node that looks alive (P6).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::exit;
+
+/// What one thread is doing with the disk, as the watchdog sees it.
+#[derive(Debug)]
+pub struct Watched {
+    thread: &'static str,
+    limit: Duration,
+    epoch: Instant,
+    /// When the operation under way must have ended, in milliseconds since `epoch`; 0 for none.
+    deadline_ms: AtomicU64,
+}
+
+/// An operation under way; it ends when this is dropped.
+#[must_use]
+pub struct Underway<'a>(&'a Watched);
+
+impl Watched {
+    /// For a thread each of whose operations may take `limit`.
+    pub fn new(thread: &'static str, limit: Duration) -> Arc<Self> {
+        let deadline_ms = AtomicU64::new(0);
+        Arc::new(Self { thread, limit, epoch: Instant::now(), deadline_ms })
+    }
+
+    /// Begins an operation.
+    pub fn begin(&self) -> Underway<'_> {
+        let deadline = self.epoch.elapsed() + self.limit;
+        self.deadline_ms.store(deadline.as_millis() as u64, Ordering::Release);
+        Underway(self)
+    }
+
+    fn overdue(&self) -> bool {
+        let deadline_ms = self.deadline_ms.load(Ordering::Acquire);
+        deadline_ms != 0 && self.epoch.elapsed().as_millis() as u64 > deadline_ms
+    }
+}
+
+impl Drop for Underway<'_> {
+    fn drop(&mut self) {
+        self.0.deadline_ms.store(0, Ordering::Release);
+    }
+}
+
+/// Watches until the process ends.
+pub fn run(threads: &[Arc<Watched>]) {
+    let shortest = threads.iter().map(|watched| watched.limit).min().unwrap_or_default();
+    let pause = (shortest / 10).clamp(Duration::from_millis(10), Duration::from_millis(500));
+    loop {
+        std::thread::sleep(pause);
+        if let Some(watched) = threads.iter().find(|watched| watched.overdue()) {
+            exit::stop(&format!(
+                "the {} thread has waited over {} ms for the disk (see flush_timeout_ms): \
+                 what reached it is unknown; check the disk, then start again",
+                watched.thread,
+                watched.limit.as_millis(),
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An operation is overdue after its limit, and not once it has ended.
+    #[test]
+    fn only_a_long_operation_is_overdue() {
+        let watched = Watched::new("test", Duration::ZERO);
+        assert!(!watched.overdue());
+        std::thread::sleep(Duration::from_millis(2));
+        let underway = watched.begin();
+        while !watched.overdue() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(underway);
+        assert!(!watched.overdue());
+    }
+}
