@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use onlyonce_storage::{Index, Record};
 
 use crate::event::{Effect, Moment};
-use crate::replica::{Replica, Stop};
+use crate::replica::Replica;
 
 /// The state of checkpoints.
 pub(crate) struct Checkpointing {
@@ -66,7 +66,7 @@ impl Replica {
         }
     }
 
-    pub(crate) fn on_checkpointed(&mut self) -> Result<(), Stop> {
+    pub(crate) fn on_checkpointed(&mut self) {
         let upto = self.checkpointing.folding.take().expect("a checkpoint that ends was begun");
         self.state.folded(upto);
         let keep = self.config.log_tail_bytes;
@@ -74,6 +74,5 @@ impl Replica {
         if prunable >= self.state.first() {
             self.effects.push(Effect::Prune { upto: prunable });
         }
-        Ok(())
     }
 }

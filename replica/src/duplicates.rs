@@ -184,7 +184,7 @@ impl DuplicateTable {
         state: &State,
         index: Index,
         id: &ExecuteId,
-        reply: ReplyRow,
+        reply: &ReplyRow,
         effects: &mut Vec<Effect>,
     ) -> Result<Result<(), Refusal>, Stop> {
         match id {
@@ -196,7 +196,7 @@ impl DuplicateTable {
                 Ok(Ok(()))
             }
             ExecuteId::Session { session, seq, first_unacked } => {
-                self.record_seq(state, index, *session, (*seq, *first_unacked), &reply, effects)
+                self.record_seq(state, index, *session, (*seq, *first_unacked), reply, effects)
             }
         }
     }

@@ -67,19 +67,19 @@ impl Replica {
         &mut self,
         from: StoreId,
         nonce: u128,
-        register: Register,
+        register: &Register,
         revision: Revision,
         committed: Index,
-    ) -> Result<(), Stop> {
-        let view = view_of(&register);
-        self.hear_of_view(&register, revision)?;
+    ) {
+        let view = view_of(register);
+        self.hear_of_view(register, revision);
         if !self.is_from_my_primary(from, view) {
-            return Ok(());
+            return;
         }
         let stuck = self.flush_is_stuck();
         let promises = self.proposal.is_none();
         let now = self.now;
-        let Role::Follower(follower) = &mut self.role else { return Ok(()) };
+        let Role::Follower(follower) = &mut self.role else { return };
         follower.heard = now;
         follower.told_committed = follower.told_committed.max(committed);
         if promises && !stuck {
@@ -87,7 +87,6 @@ impl Replica {
             self.send(from, PeerMessage::Echo { view, nonce });
         }
         self.follow_committed();
-        Ok(())
     }
 
     pub(crate) fn on_append(
@@ -119,7 +118,8 @@ impl Replica {
         let Role::Follower(follower) = &mut self.role else { return Ok(()) };
         follower.told_committed = follower.told_committed.max(committed);
         follower.acknowledged = None;
-        self.acknowledge()
+        self.acknowledge();
+        Ok(())
     }
 
     /// `previous` is not in this log. If it lies in the committed part, the primary's log is wrong.
@@ -180,22 +180,21 @@ impl Replica {
     }
 
     /// Acknowledges what is matched and durable, once the view is.
-    pub(crate) fn acknowledge(&mut self) -> Result<(), Stop> {
+    pub(crate) fn acknowledge(&mut self) {
         self.follow_committed();
         let view = self.view();
         if self.durable_view < view || self.proposal.is_some() {
-            return Ok(());
+            return;
         }
         let persisted = self.persisted;
-        let Some(known) = &self.known else { return Ok(()) };
+        let Some(known) = &self.known else { return };
         let to = known.register.primary.store;
-        let Role::Follower(follower) = &mut self.role else { return Ok(()) };
+        let Role::Follower(follower) = &mut self.role else { return };
         let durable = follower.matched.min(persisted);
         if follower.matched > Index::ZERO && follower.acknowledged != Some(durable) {
             follower.acknowledged = Some(durable);
             self.send(to, PeerMessage::AppendOk { view, matched: durable });
         }
-        Ok(())
     }
 
     /// I1, I8: committed here is what the primary says, as far as it is matched and durable here.
@@ -207,28 +206,31 @@ impl Replica {
         }
     }
 
-    /// Asks to be fed when it hears nothing; a backup takes over after the grace.
-    pub(crate) fn tick_follower(&mut self) -> Result<(), Stop> {
+    /// Asks to be fed when it hears nothing, or nothing of where the logs match; a backup takes over
+    /// after the grace.
+    pub(crate) fn tick_follower(&mut self) {
         let timing = self.config.timing;
         let now = self.now;
         let is_backup = self.is_backup();
         let stuck = self.flush_is_stuck();
-        let Role::Follower(follower) = &mut self.role else { return Ok(()) };
+        let Role::Follower(follower) = &mut self.role else { return };
         let silent = now.since(follower.heard) > timing.resend;
-        if silent && now.since(follower.joined) > timing.resend {
+        let unmatched = follower.matched == Index::ZERO;
+        if (silent || unmatched) && now.since(follower.joined) > timing.resend {
             follower.joined = now;
             self.join();
-            // News of a view may have been missed too.
-            self.effects.push(Effect::ReadRegister);
+            if silent {
+                // News of a view may have been missed too.
+                self.effects.push(Effect::ReadRegister);
+            }
         }
-        let Role::Follower(follower) = &mut self.role else { return Ok(()) };
+        let Role::Follower(follower) = &mut self.role else { return };
         let quiet = now.since(follower.grace_from);
         if is_backup && self.proposal.is_none() && !stuck && quiet > timing.grace + follower.jitter
         {
             tracing::warn!(quiet_ms = quiet.as_millis(), "the primary is silent: take over");
             self.propose_myself();
         }
-        Ok(())
     }
 
     fn join(&mut self) {

@@ -21,7 +21,7 @@ use crate::event::{Effect, Moment, ReplyTo};
 use crate::follower::Follower;
 use crate::message::{PeerMessage, Position};
 use crate::progress::{APPEND_BYTES_MAX, Progress};
-use crate::replica::{Replica, Role, Stop, view_of};
+use crate::replica::{Replica, Role, Stop};
 
 /// The most closed records that are not yet committed; more work gathers in the open record.
 const RECORDS_IN_FLIGHT_MAX: u64 = 4;
@@ -84,7 +84,7 @@ impl Replica {
             dropped: HashMap::new(),
         };
         self.role = Role::Primary(Box::new(primary));
-        self.continue_in_view_with(opens_at)?;
+        self.continue_in_view_with(opens_at);
         let record = Record::new(self.view(), opens_at, self.state.committed(), Vec::new());
         self.persist(Arc::new(record));
         self.feed_all()
@@ -93,16 +93,16 @@ impl Replica {
     /// The same primary, in the next view.
     pub(crate) fn continue_in_view(&mut self) -> Result<(), Stop> {
         let next = self.state.last().1.next();
-        self.continue_in_view_with(next)?;
+        self.continue_in_view_with(next);
         self.feed_all()?;
         self.advance_commit()
     }
 
-    fn continue_in_view_with(&mut self, next: Index) -> Result<(), Stop> {
+    fn continue_in_view_with(&mut self, next: Index) {
         let now = self.now;
         let known = self.known.as_ref().expect("a primary knows its view");
         let backups = known.register.backups.clone();
-        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
+        let Role::Primary(primary) = &mut self.role else { return };
         let mut old = std::mem::take(&mut primary.followers);
         for backup in backups {
             let mut progress = old
@@ -119,7 +119,6 @@ impl Replica {
             primary.dropped.insert(store, progress);
         }
         self.send_heartbeats();
-        Ok(())
     }
 
     /// Loses the primacy: what waits gets no answer from here.
@@ -283,12 +282,11 @@ impl Replica {
         )))
     }
 
-    pub(crate) fn on_echo(&mut self, from: StoreId, view: View, nonce: u128) -> Result<(), Stop> {
+    pub(crate) fn on_echo(&mut self, from: StoreId, view: View, nonce: u128) {
         let now = self.now;
         if let Some(progress) = self.follower(from, view) {
             progress.take_echo(nonce, now);
         }
-        Ok(())
     }
 
     /// A follower asks to be fed: a new learner, or a replica that was restarted or cut off.
@@ -301,7 +299,10 @@ impl Replica {
     ) -> Result<(), Stop> {
         let now = self.now;
         let next = committed.min(self.state.last().1).next();
-        let Role::Primary(primary) = &mut self.role else { return self.redirect_join(from) };
+        let Role::Primary(primary) = &mut self.role else {
+            self.redirect_join(from);
+            return Ok(());
+        };
         if member.store != from {
             return Ok(());
         }
@@ -332,12 +333,11 @@ impl Replica {
         self.feed(from)
     }
 
-    fn redirect_join(&mut self, from: StoreId) -> Result<(), Stop> {
+    fn redirect_join(&mut self, from: StoreId) {
         if let Some(known) = &self.known {
             let (register, revision) = (known.register.clone(), known.revision);
             self.send(from, PeerMessage::NewerView { register, revision });
         }
-        Ok(())
     }
 
     pub(crate) fn on_peer_connected(&mut self, peer: StoreId) -> Result<(), Stop> {

@@ -220,49 +220,51 @@ impl Replica {
 
     fn handle(&mut self, event: Event) -> Result<(), Stop> {
         match event {
-            Event::Request { from, request } => self.on_request(from, request),
-            Event::Peer { from, message } => self.on_message(from, message),
-            Event::PeerConnected(peer) => self.on_peer_connected(peer),
-            Event::Persisted { index } => self.on_persisted(index),
-            Event::CutDone | Event::Saved => self.on_saved(),
-            Event::RegisterRead(versioned) => self.on_register_read(versioned),
+            Event::Request { from, request } => self.on_request(from, request)?,
+            Event::Peer { from, message } => self.on_message(from, message)?,
+            Event::PeerConnected(peer) => self.on_peer_connected(peer)?,
+            Event::Persisted { index } => self.on_persisted(index)?,
+            Event::CutDone | Event::Saved => self.on_saved()?,
+            Event::RegisterRead(versioned) => self.on_register_read(versioned)?,
             Event::Proposed(result) => self.on_proposed(result),
             Event::Checkpointed => self.on_checkpointed(),
-            Event::Drained => self.close_record(),
-            Event::Tick => self.on_tick(),
+            Event::Drained => self.close_record()?,
+            Event::Tick => self.on_tick()?,
         }
+        Ok(())
     }
 
     fn on_message(&mut self, from: StoreId, message: PeerMessage) -> Result<(), Stop> {
         match message {
             PeerMessage::Heartbeat { nonce, register, revision, committed } => {
-                self.on_heartbeat(from, nonce, register, revision, committed)
+                self.on_heartbeat(from, nonce, &register, revision, committed);
             }
             PeerMessage::Append { view, previous, committed, records } => {
-                self.on_append(from, view, previous, committed, records)
+                self.on_append(from, view, previous, committed, records)?;
             }
-            PeerMessage::FetchTail { view, after } => self.on_fetch_tail(from, view, after),
+            PeerMessage::FetchTail { view, after } => self.on_fetch_tail(from, view, after)?,
             PeerMessage::Tail { view, after, records } => self.on_tail(from, view, after, records),
             PeerMessage::NewerView { register, revision } => self.hear_of_view(&register, revision),
             PeerMessage::Echo { view, nonce } => self.on_echo(from, view, nonce),
-            PeerMessage::AppendOk { view, matched } => self.on_append_ok(from, view, matched),
+            PeerMessage::AppendOk { view, matched } => self.on_append_ok(from, view, matched)?,
             PeerMessage::AppendMismatch { view, committed } => {
-                self.on_append_mismatch(from, view, committed)
+                self.on_append_mismatch(from, view, committed)?;
             }
             PeerMessage::HoldsCommitted { view, index } => {
-                self.on_holds_committed(from, view, index)
+                self.on_holds_committed(from, view, index)?;
             }
             PeerMessage::Join { member, process, committed, last: _ } => {
-                self.on_join(from, member, process, committed)
+                self.on_join(from, member, process, committed)?;
             }
         }
+        Ok(())
     }
 
     fn on_tick(&mut self) -> Result<(), Stop> {
-        self.tick_views()?;
+        self.tick_views();
         match &self.role {
             Role::Primary(_) => self.tick_primary()?,
-            Role::Follower(_) => self.tick_follower()?,
+            Role::Follower(_) => self.tick_follower(),
             Role::Starting(_) | Role::Recovering(_) | Role::Stopped => {}
         }
         self.tick_checkpoint();
@@ -284,7 +286,10 @@ impl Replica {
         self.state.persisted(index);
         match &self.role {
             Role::Primary(_) => self.advance_commit(),
-            Role::Follower(_) => self.acknowledge(),
+            Role::Follower(_) => {
+                self.acknowledge();
+                Ok(())
+            }
             Role::Starting(_) | Role::Recovering(_) | Role::Stopped => Ok(()),
         }
     }
@@ -301,10 +306,10 @@ impl Replica {
             Then::BeginView(id) => self.begin_won_view(id)?,
             Then::BeginLone => self.begin_lone()?,
         }
-        match &self.role {
-            Role::Follower(_) => self.acknowledge(),
-            Role::Starting(_) | Role::Recovering(_) | Role::Primary(_) | Role::Stopped => Ok(()),
+        if matches!(self.role, Role::Follower(_)) {
+            self.acknowledge();
         }
+        Ok(())
     }
 
     /// The log ends at `index` now, unless another cut follows: all that was handed out before is
@@ -369,6 +374,12 @@ impl Replica {
     #[must_use]
     pub fn incarnation(&self) -> Incarnation {
         self.saved.incarnation
+    }
+
+    /// What this node holds; for checks and tools.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
     }
 
     /// What this node says about itself.

@@ -153,7 +153,7 @@ impl Replica {
         let index = self.open_index();
         let Role::Primary(primary) = &mut self.role else { return Ok(()) };
         let Some(table) = &mut primary.table else { return Ok(()) };
-        let recorded = table.record(&self.state, index, &id, row, &mut effects)?;
+        let recorded = table.record(&self.state, index, &id, &row, &mut effects)?;
         let verdict = match recorded {
             Ok(()) => Verdict::New,
             Err(refusal) => Verdict::NotNow(refusal),

@@ -89,6 +89,10 @@ impl Replica {
     /// Takes what a linearizable read (or the watch) saw.
     pub(crate) fn on_register_read(&mut self, versioned: Versioned) -> Result<(), Stop> {
         let Versioned { revision, register } = versioned;
+        if revision < self.newest_revision() {
+            // The late answer of an earlier read.
+            return Ok(());
+        }
         if let Some(register) = &register {
             self.check_register(register)?;
         }
@@ -98,13 +102,27 @@ impl Replica {
         match (register, &self.role) {
             (Some(register), Role::Starting(starting)) => {
                 let leftover = starting.leftover;
-                self.start_from(revision, register, leftover)
+                self.start_from(revision, register, leftover);
+                Ok(())
             }
-            (Some(register), _) => self.observe(register, revision),
+            (Some(register), _) => {
+                self.observe(register, revision);
+                Ok(())
+            }
             (None, Role::Starting(_)) => self.start_without_register(revision),
             (None, _) if self.known.is_some() => Err(Stop(LOST_REGISTER.to_owned())),
             (None, _) => Ok(()),
         }
+    }
+
+    /// The newest revision of the register that this process has seen.
+    fn newest_revision(&self) -> Revision {
+        let known = self.known.as_ref().map(|known| known.revision);
+        let won = self.proposal.as_ref().and_then(|proposal| match proposal.stage {
+            Stage::Won(revision) => Some(revision),
+            Stage::Saving | Stage::Sent(_) | Stage::Unknown(_) => None,
+        });
+        known.max(won).unwrap_or_default()
     }
 
     /// A register of another cluster, of another incarnation, or of an older view than this store
@@ -134,26 +152,22 @@ impl Replica {
     }
 
     /// Follows news of a view that another node sent. Only the register itself may stop a node.
-    pub(crate) fn hear_of_view(
-        &mut self,
-        register: &Register,
-        revision: Revision,
-    ) -> Result<(), Stop> {
+    pub(crate) fn hear_of_view(&mut self, register: &Register, revision: Revision) {
         if self.check_register(register).is_err() || self.saved.owner.is_none() {
-            return Ok(());
+            return;
         }
         if self.resolve_proposal(revision, Some(register)) {
-            return Ok(());
+            return;
         }
         if let Role::Starting(starting) = &self.role {
             // Enough to follow a primary, but only a read shows who the primary is *now*.
             let follows = starting.leftover.is_none()
                 && register.backups.iter().any(|backup| backup.store == self.config.me.store);
             if !follows {
-                return Ok(());
+                return;
             }
         }
-        self.observe(register.clone(), revision)
+        self.observe(register.clone(), revision);
     }
 
     /// What to do with the register found at the start.
@@ -162,7 +176,7 @@ impl Replica {
         revision: Revision,
         register: Register,
         leftover: Option<SavedProposal>,
-    ) -> Result<(), Stop> {
+    ) {
         let unresolved = leftover.is_some_and(|leftover| {
             leftover.id != register.proposal && leftover.expected == revision
         });
@@ -170,14 +184,14 @@ impl Replica {
             // Moving the revision takes the dead process's proposal its only chance.
             let register = Register { bumps: register.bumps + 1, ..register };
             self.effects.push(Effect::Propose { expected: revision, register });
-            return Ok(());
+            return;
         }
         self.saved.proposal = None;
         if self.saved.owner.is_none() {
             self.saved.owner = Some(Owner::Cluster(register.cluster));
             self.saved.incarnation = register.incarnation;
         }
-        self.adopt(register, revision)
+        self.adopt(register, revision);
     }
 
     /// The register was never written.
@@ -210,22 +224,22 @@ impl Replica {
     }
 
     /// Follows a newer revision of the register, and with it perhaps a newer view.
-    fn observe(&mut self, register: Register, revision: Revision) -> Result<(), Stop> {
+    fn observe(&mut self, register: Register, revision: Revision) {
         if let Some(known) = &mut self.known {
             if revision <= known.revision {
-                return Ok(());
+                return;
             }
             if register.view == known.register.view {
                 known.register = register;
                 known.revision = revision;
-                return Ok(());
+                return;
             }
         }
-        self.adopt(register, revision)
+        self.adopt(register, revision);
     }
 
     /// Takes part in a view that somebody else (or an earlier process of this node) made.
-    fn adopt(&mut self, register: Register, revision: Revision) -> Result<(), Stop> {
+    fn adopt(&mut self, register: Register, revision: Revision) {
         self.step_down();
         self.proposal = None;
         self.saved.proposal = None;
@@ -249,7 +263,6 @@ impl Replica {
             let jitter = self.jitter();
             self.role = Role::Follower(Follower::new(self.now, jitter));
         }
-        Ok(())
     }
 
     fn jitter(&mut self) -> std::time::Duration {
@@ -307,17 +320,17 @@ impl Replica {
         view: View,
         after: Position,
         records: Vec<Bytes>,
-    ) -> Result<(), Stop> {
+    ) {
         if view != self.view() || self.proposal.is_some() {
-            return Ok(());
+            return;
         }
         let fits = after == self.last_position();
-        let Role::Recovering(recovering) = &mut self.role else { return Ok(()) };
-        let Some(finished) = recovering.finished.get_mut(&from) else { return Ok(()) };
+        let Role::Recovering(recovering) = &mut self.role else { return };
+        let Some(finished) = recovering.finished.get_mut(&from) else { return };
         if records.is_empty() && fits {
             *finished = true;
         }
-        let Ok(records) = decode_records(records) else { return Ok(()) };
+        let Ok(records) = decode_records(records) else { return };
         for record in records {
             let fits = record.index == self.state.last().1.next() && record.view == view;
             if fits {
@@ -325,7 +338,6 @@ impl Replica {
             }
         }
         self.ask_for_tail();
-        Ok(())
     }
 
     fn propose_same_members(&mut self) {
@@ -375,7 +387,7 @@ impl Replica {
         }
     }
 
-    pub(crate) fn on_proposed(&mut self, result: ProposalResult) -> Result<(), Stop> {
+    pub(crate) fn on_proposed(&mut self, result: ProposalResult) {
         let now = self.now;
         if let Some(proposal) = &mut self.proposal
             && let Stage::Sent(_) = proposal.stage
@@ -383,13 +395,12 @@ impl Replica {
             match result {
                 ProposalResult::Won(revision) => {
                     self.note_won(revision);
-                    return Ok(());
+                    return;
                 }
                 ProposalResult::Unknown => proposal.stage = Stage::Unknown(now),
             }
         }
         self.effects.push(Effect::ReadRegister);
-        Ok(())
     }
 
     /// Finds out how an own proposal ended. Returns whether the register holds it.
@@ -455,7 +466,7 @@ impl Replica {
     }
 
     /// Repeats what got no answer.
-    pub(crate) fn tick_views(&mut self) -> Result<(), Stop> {
+    pub(crate) fn tick_views(&mut self) {
         let timing = self.config.timing;
         let now = self.now;
         if let Some(proposal) = &mut self.proposal {
@@ -487,7 +498,6 @@ impl Replica {
             | Role::Follower(_)
             | Role::Stopped => {}
         }
-        Ok(())
     }
 }
 

@@ -1,0 +1,74 @@
+//! Whole clusters of replicas in one thread, under faults, from seeds.
+//!
+//! A failure names its seed; `ONCE_SEED=n cargo test -p onlyonce-replica` runs that one alone,
+//! and `ONCE_SEEDS=n` more of them than usual.
+
+mod testbed;
+
+use testbed::{CALM, Faults, Testbed};
+
+fn seeds(count: u64) -> Vec<u64> {
+    let number = |name: &str| {
+        let text = std::env::var(name).ok()?;
+        Some(text.parse::<u64>().unwrap_or_else(|_| panic!("{name} is a number")))
+    };
+    match number("ONCE_SEED") {
+        Some(seed) => vec![seed],
+        None => (0..number("ONCE_SEEDS").unwrap_or(count)).collect(),
+    }
+}
+
+fn run(nodes: usize, seed: u64, faults: Faults, steps: u64) -> Testbed {
+    let mut world = Testbed::new(seed, nodes, 4, faults);
+    for _ in 0..steps {
+        world.step();
+    }
+    world.heal_and_audit();
+    let acknowledged: i64 = world.clients.iter().map(|client| client.acknowledged).sum();
+    eprintln!(
+        "seed {seed}: {acknowledged} acknowledged, {} kills, view {}, at {:.1} s",
+        world.kills,
+        world.view(),
+        world.now.0 as f64 / 1e9
+    );
+    world
+}
+
+/// Without faults, two nodes form a cluster and count right.
+#[test]
+fn a_calm_cluster_counts_right() {
+    for seed in seeds(5) {
+        let world = run(2, seed, CALM, 20_000);
+        let acknowledged: i64 = world.clients.iter().map(|client| client.acknowledged).sum();
+        assert!(acknowledged > 100, "only {acknowledged} requests in 20,000 steps");
+    }
+}
+
+/// A lone node that is killed again and again loses nothing and doubles nothing.
+#[test]
+fn a_lone_node_survives_kills() {
+    let faults = Faults { kills: 200, lost_per_mille: 20, ..CALM };
+    let mut kills = 0;
+    for seed in seeds(20) {
+        kills += run(1, seed, faults, 20_000).kills;
+    }
+    assert!(kills > 100 || seeds(1).len() == 1, "only {kills} kills");
+}
+
+/// Two nodes and the authority: kills, partitions, lost and repeated messages.
+#[test]
+fn two_nodes_survive_faults() {
+    let faults = Faults { lost_per_mille: 30, repeated_per_mille: 30, kills: 40, partitions: 40 };
+    for seed in seeds(60) {
+        run(2, seed, faults, 40_000);
+    }
+}
+
+/// Three nodes: several backups, and reconciliation among them.
+#[test]
+fn three_nodes_survive_faults() {
+    let faults = Faults { lost_per_mille: 30, repeated_per_mille: 30, kills: 60, partitions: 60 };
+    for seed in seeds(40) {
+        run(3, seed, faults, 40_000);
+    }
+}
