@@ -395,9 +395,10 @@ impl Clients {
             Err(_) => return Err(protocol(format!("no hello within {FIRST_FRAME_TIMEOUT:?}"))),
         }
         loop {
-            while let Some(payload) = reader.buffered().map_err(ReadError::from)? {
+            outbox.has_room().await;
+            if let Some(payload) = reader.buffered().map_err(ReadError::from)? {
                 self.call(registered, &payload)?;
-                outbox.has_room().await;
+                continue;
             }
             let payload = tokio::select! {
                 read = timeout(IDLE_TIMEOUT, reader.frame()) => match read {

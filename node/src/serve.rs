@@ -46,6 +46,7 @@ const FOLD_FLUSHES: u32 = 30;
 
 /// Runs a node until SIGTERM or SIGINT.
 pub fn run(config: &ServeConfig) -> Result<(), ExitError> {
+    allow_many_files();
     let runtime = tokio_runtime()?;
     let mut signals = runtime.block_on(async { Signals::new() })?;
     let listeners = runtime.block_on(Listeners::bind(config))?;
@@ -57,8 +58,18 @@ pub fn run(config: &ServeConfig) -> Result<(), ExitError> {
     let node = Node::start(config, &runtime, listeners, opened)?;
     let name = runtime.block_on(signals.wait());
     tracing::info!("{name}: shutting down");
-    node.stop(&runtime);
+    node.stop();
     Ok(())
+}
+
+/// Raises the limit on open files to what the system allows: each connection is one.
+fn allow_many_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!("cannot raise the limit on open files: {error}");
+    }
 }
 
 /// A runtime for sockets only.
@@ -218,11 +229,11 @@ impl Node {
     }
 
     /// Takes no more requests, finishes those that were taken, and leaves the log synced.
-    fn stop(self, runtime: &Runtime) {
+    fn stop(self) {
         self.closing.send_replace(true);
         let deadline = Instant::now() + DRAIN;
         while self.counters.connections_open.get() > 0 && Instant::now() < deadline {
-            runtime.block_on(tokio::time::sleep(Duration::from_millis(5)));
+            std::thread::sleep(Duration::from_millis(5));
         }
         self.core.stop();
         self.core_thread.join().expect("a panic aborts the process");

@@ -1,0 +1,464 @@
+//! Real `onced` processes: what they print, how they end, what they answer, what they survive.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use onlyonce_replica::{PeerHello, PeerMessage, Position};
+use onlyonce_storage::{Index, View};
+use onlyonce_wire::authority::Member;
+use onlyonce_wire::client::{
+    Answer, ClientFrame, Execute, ExecuteId, Goodbye, Hello, Operation, Outcome,
+    Read as ReadRequest, Request, ServerFrame, Write as WriteRequest,
+};
+use onlyonce_wire::codec::{decode, encode};
+use onlyonce_wire::frame::{PREAMBLE_BYTES, Port, check_preamble, preamble, put_frame, take_frame};
+use onlyonce_wire::limits::{CLIENT_FRAME_BYTES_MAX, PEER_FRAME_BYTES_MAX, VALUE_BYTES_MAX};
+use onlyonce_wire::{CallId, ClusterId, IdempotencyKey, Incarnation, StoreId};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A process that is killed and reaped with its owner; its stderr is this test's.
+struct Process {
+    child: Child,
+    _stdout: BufReader<ChildStdout>,
+    ready: String,
+}
+
+impl Process {
+    fn start(arguments: &[&str]) -> Self {
+        let mut child = onced(arguments).stdout(Stdio::piped()).spawn().expect("starts");
+        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let mut ready = String::new();
+        stdout.read_line(&mut ready).expect("a line");
+        assert!(ready.starts_with("ready "), "{arguments:?} printed {ready:?}");
+        Self { child, _stdout: stdout, ready }
+    }
+
+    fn node(folder: &Path, name: &str, more: &[&str]) -> Self {
+        let data = folder.join(name);
+        let data = data.to_str().expect("a path of text");
+        let mut arguments = vec!["serve", "--data", data, "--name", name];
+        for flag in ["--listen", "--peer", "--http"] {
+            arguments.extend([flag, "127.0.0.1:0"]);
+        }
+        arguments.extend(more);
+        Self::start(&arguments)
+    }
+
+    /// The value of `key` in the ready line.
+    fn at(&self, key: &str) -> &str {
+        let found = self.ready.split_whitespace().find_map(|word| word.strip_prefix(key));
+        found.and_then(|rest| rest.strip_prefix('=')).expect("a key of the ready line")
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).expect("signalled");
+    }
+
+    fn ended(mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().expect("waited") {
+                return status;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("{} did not end", self.ready);
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let (code, body) = http(self.at("http"), "GET", "/status");
+        assert_eq!(code, 200, "{body}");
+        serde_json::from_str(&body).expect("JSON")
+    }
+
+    fn wait_for(&self, what: &str, wanted: impl Fn(&serde_json::Value) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut status = self.status();
+        while !wanted(&status) {
+            assert!(Instant::now() < deadline, "never {what}; the status is {status}");
+            std::thread::sleep(Duration::from_millis(10));
+            status = self.status();
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn onced(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_onced"));
+    command.args(arguments).env("ONCED_LOG", "warn");
+    command
+}
+
+/// Runs a process that is to fail; returns its exit code and its stderr.
+fn fails(command: &mut Command) -> (i32, String) {
+    let output = command.stdin(Stdio::null()).output().expect("runs");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.stdout.is_empty(), "it printed {:?}", String::from_utf8_lossy(&output.stdout));
+    (output.status.code().expect("an exit code"), text)
+}
+
+fn http(address: &str, method: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).expect("connects");
+    let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answered");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let code = head.split_whitespace().nth(1).expect("a status").parse().expect("a number");
+    (code, body.to_owned())
+}
+
+/// A connection that speaks in frames.
+struct Connection {
+    stream: TcpStream,
+    buffer: BytesMut,
+}
+
+impl Connection {
+    fn open(address: &str, port: Port, first: &[u8]) -> Self {
+        let mut stream = TcpStream::connect(address).expect("connects");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.write_all(&preamble(port)).expect("written");
+        let mut connection = Self { stream, buffer: BytesMut::new() };
+        connection.send(first);
+        let mut theirs = [0; PREAMBLE_BYTES];
+        connection.stream.read_exact(&mut theirs).expect("a preamble");
+        check_preamble(&theirs, port).expect("a preamble");
+        connection
+    }
+
+    fn client(address: &str) -> Self {
+        let hello = encode(&ClientFrame::Hello(Hello { cluster: None }));
+        let mut connection = Self::open(address, Port::Client, &hello);
+        let welcome = connection.receive().expect("a welcome");
+        assert!(matches!(welcome, ServerFrame::Welcome(_)), "{welcome:?}");
+        connection
+    }
+
+    fn send(&mut self, payload: &[u8]) {
+        let mut bytes = BytesMut::new();
+        put_frame(&mut bytes, payload);
+        self.stream.write_all(&bytes).expect("written");
+    }
+
+    /// The next payload; none at the end.
+    fn payload(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(payload) = take_frame(&mut self.buffer, PEER_FRAME_BYTES_MAX).expect("good")
+            {
+                return Some(payload);
+            }
+            let mut bytes = vec![0; 64 << 10];
+            let count = self.stream.read(&mut bytes).expect("bytes or the end");
+            if count == 0 {
+                return None;
+            }
+            self.buffer.extend_from_slice(&bytes[..count]);
+        }
+    }
+
+    fn receive(&mut self) -> Option<ServerFrame> {
+        let payload = self.payload()?;
+        Some(decode::<_, CLIENT_FRAME_BYTES_MAX>(&payload).expect("a server frame"))
+    }
+
+    fn call(&mut self, request: Request) -> Answer {
+        self.send(&encode(&ClientFrame::Call { call: CallId(1), request }));
+        match self.receive() {
+            Some(ServerFrame::Reply { call: CallId(1), answer }) => answer,
+            other => panic!("not a reply: {other:?}"),
+        }
+    }
+
+    fn execute(&mut self, key: &str, operation: &Operation) -> (Outcome, bool) {
+        let id = ExecuteId::Key(IdempotencyKey::new(key.to_owned()).expect("a key"));
+        let operation = Bytes::from(encode(operation));
+        let execute = Execute { incarnation: Incarnation(1), id, operation };
+        match self.call(Request::Execute(execute)) {
+            Answer::Executed { reply, replayed } => {
+                (decode::<_, CLIENT_FRAME_BYTES_MAX>(&reply).expect("an outcome"), replayed)
+            }
+            other => panic!("not executed: {other:?}"),
+        }
+    }
+}
+
+fn incr() -> Operation {
+    Operation::Write(WriteRequest::Incr { key: Bytes::from("c"), by: 1 })
+}
+
+fn serving(status: &serde_json::Value) -> bool {
+    status["serving"] == true
+}
+
+/// A lone node serves, keeps effects and duplicates over kill -9, and ends with 0 on SIGTERM.
+#[test]
+fn a_lone_node_lives_and_ends() {
+    let folder = TempDir::new().expect("a folder");
+    let node = Process::node(folder.path(), "n1", &[]);
+    let store = node.at("store").to_owned();
+    assert_eq!((node.at("name"), store.len()), ("n1", 32));
+    node.wait_for("serving", serving);
+    let mut client = Connection::client(node.at("client"));
+    assert_eq!(client.execute("k", &incr()), (Outcome::Integer(1), false));
+    assert_eq!(client.execute("k", &incr()), (Outcome::Integer(1), true));
+    node.signal(Signal::KILL);
+    assert_eq!(node.ended().code(), None);
+
+    let node = Process::node(folder.path(), "n1", &[]);
+    assert_eq!(node.at("store"), store);
+    node.wait_for("serving", serving);
+    let mut client = Connection::client(node.at("client"));
+    assert_eq!(client.execute("k", &incr()), (Outcome::Integer(1), true));
+    assert_eq!(client.execute("l", &incr()), (Outcome::Integer(2), false));
+    node.signal(Signal::TERM);
+    assert_eq!(client.receive(), Some(ServerFrame::Goodbye(Goodbye::ShuttingDown)));
+    assert_eq!(client.receive(), None);
+    drop(client);
+    assert_eq!(node.ended().code(), Some(0));
+}
+
+/// Wrong usage ends with 2, what cannot start with 1, each with one line that names the mistake.
+#[test]
+fn refusals_to_start_are_precise() {
+    let folder = TempDir::new().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("text").to_owned();
+    let config = path("onced.toml");
+    std::fs::write(&config, "name = 'n1'\nlease = 3\n").expect("written");
+    let data = path("n1");
+    let usage: &[(&[&str], &str)] = &[
+        (&["serve", "--name", "n1"], "--data is needed"),
+        (&["serve", "--data", &data, "--config", &config], "unknown field `lease`"),
+        (&["serve", "--data", &data, "--name", "n1", "--authority", "etcd://h:1"], "not supported"),
+        (&["serve", "--data", &data, "--name", "n 1"], "no spaces"),
+        (&["serve", "--nonsense"], "--nonsense"),
+        (&["authority"], "--data"),
+    ];
+    for (arguments, expected) in usage {
+        let (code, text) = fails(&mut onced(arguments));
+        assert!(code == 2 && text.contains(expected), "{arguments:?}: {code}, {text}");
+    }
+    let (code, text) =
+        fails(onced(&["serve", "--data", &data, "--name", "n1"]).env("ONCED_GRACE_MS", "100"));
+    assert!(code == 2 && text.contains("grace_ms = 100"), "{code}, {text}");
+
+    let node = Process::node(folder.path(), "n1", &[]);
+    let busy = node.at("client").to_owned();
+    let (any, missing) = ("127.0.0.1:0", path("no/such"));
+    let runtime: &[(&[&str], &str)] = &[
+        (&["--data", &data, "--listen", any, "--peer", any], "in use by another process"),
+        (&["--data", &path("n2"), "--listen", &busy, "--peer", any], "another process listens"),
+        (&["--data", &missing, "--listen", any, "--peer", any], "make its parent folder first"),
+        (&["--data", "/dev/null", "--listen", any, "--peer", any], "/dev/null"),
+    ];
+    for (arguments, expected) in runtime {
+        let mut command = onced(&["serve", "--name", "n1", "--http", any]);
+        let (code, text) = fails(command.args(*arguments));
+        assert!(code == 1 && text.contains(expected), "{arguments:?}: {code}, {text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
+}
+
+/// Settings are printed as they would be used, and nothing is made.
+#[test]
+fn print_config_shows_what_would_run() {
+    let folder = TempDir::new().expect("a folder");
+    let data = folder.path().join("n1");
+    let data_text = data.to_str().expect("text");
+    let output = onced(&["serve", "--data", data_text, "--name", "n1", "--print-config"])
+        .env("ONCED_LEASE_MS", "333")
+        .output()
+        .expect("runs");
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(output.status.success() && text.contains("lease_ms = 333"), "{text}");
+    assert!(text.contains("listen = \"127.0.0.1:7400\"") && !data.exists(), "{text}");
+}
+
+/// Garbage on any port ends its own connection, with a reason, and nothing else.
+#[test]
+fn garbage_is_survived() {
+    let folder = TempDir::new().expect("a folder");
+    let node = Process::node(folder.path(), "n1", &[]);
+    node.wait_for("serving", serving);
+    let mut long = preamble(Port::Client).to_vec();
+    long.extend_from_slice(&[0xff; 64]);
+    let mut wrong = preamble(Port::Peer).to_vec();
+    wrong.extend_from_slice(&[0; 64]);
+    for garbage in [&b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"[..], &long, &wrong, &[0xff; 4096], b"x"] {
+        for port in ["client", "peer", "http"] {
+            let mut stream = TcpStream::connect(node.at(port)).expect("connects");
+            stream.write_all(garbage).expect("written");
+            stream.shutdown(std::net::Shutdown::Write).expect("half closed");
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).expect("closed in order");
+            if port == "client" {
+                let mut frames = BytesMut::from(&answer[PREAMBLE_BYTES..]);
+                let payload = take_frame(&mut frames, CLIENT_FRAME_BYTES_MAX).expect("a frame");
+                let frame = decode::<ServerFrame, CLIENT_FRAME_BYTES_MAX>(&payload.expect("one"));
+                let frame = frame.expect("a server frame");
+                let told = matches!(&frame, ServerFrame::Goodbye(Goodbye::Protocol(_)));
+                assert!(told, "{garbage:?}: {frame:?}");
+            }
+        }
+    }
+    let mut client = Connection::client(node.at("client"));
+    client.send(&[0xee; 9]);
+    let goodbye = client.receive();
+    let told = matches!(&goodbye, Some(ServerFrame::Goodbye(Goodbye::Protocol(text)))
+        if text.contains("ClientFrame"));
+    assert!(told, "{goodbye:?}");
+    assert!(serving(&node.status()));
+}
+
+/// A client of another cluster, or one that begins with a call, is told so.
+#[test]
+fn strangers_are_told_why() {
+    let folder = TempDir::new().expect("a folder");
+    let node = Process::node(folder.path(), "n1", &[]);
+    node.wait_for("serving", serving);
+    let other = encode(&ClientFrame::Hello(Hello { cluster: Some(ClusterId(1)) }));
+    let goodbye = Connection::open(node.at("client"), Port::Client, &other).receive();
+    let told =
+        matches!(goodbye, Some(ServerFrame::Goodbye(Goodbye::OtherCluster { cluster: Some(_) })));
+    assert!(told, "{goodbye:?}");
+    let call = encode(&ClientFrame::Call { call: CallId(1), request: Request::Status });
+    let goodbye = Connection::open(node.at("client"), Port::Client, &call).receive();
+    assert!(matches!(goodbye, Some(ServerFrame::Goodbye(Goodbye::Protocol(_)))), "{goodbye:?}");
+}
+
+/// A client that reads nothing delays nobody else, and gets no more than fits its outbox.
+#[test]
+fn a_slow_reader_blocks_nobody() {
+    let folder = TempDir::new().expect("a folder");
+    let node = Process::node(folder.path(), "n1", &[]);
+    node.wait_for("serving", serving);
+    let mut client = Connection::client(node.at("client"));
+    let (key, value) = (Bytes::from("big"), Bytes::from(vec![7; VALUE_BYTES_MAX]));
+    let put = Operation::Write(WriteRequest::Put { key: key.clone(), value });
+    assert_eq!(client.execute("big", &put), (Outcome::Done, false));
+    let mut slow = Connection::client(node.at("client"));
+    let reads = 200;
+    for call in 0..reads {
+        let request = Request::Read(ReadRequest::Get { key: key.clone() });
+        slow.send(&encode(&ClientFrame::Call { call: CallId(call), request }));
+    }
+    for number in 0..50 {
+        let (outcome, _) = client.execute(&format!("n{number}"), &incr());
+        assert_eq!(outcome, Outcome::Integer(number + 1));
+    }
+    // Each of its calls is answered in the end, with the value or with the advice to ask again.
+    let mut values = 0;
+    for _ in 0..reads {
+        match slow.receive() {
+            Some(ServerFrame::Reply { answer: Answer::Read(Outcome::Value(Some(_))), .. }) => {
+                values += 1;
+            }
+            Some(ServerFrame::Reply { answer: Answer::AskAgain, .. }) => {}
+            other => panic!("not a reply: {other:?}"),
+        }
+    }
+    assert!(values >= 16, "only {values} of {reads} reads were answered");
+}
+
+/// HTTP answers what it promises; faults are not there unless asked for.
+#[test]
+fn http_is_small() {
+    let folder = TempDir::new().expect("a folder");
+    let node = Process::node(folder.path(), "n1", &[]);
+    node.wait_for("serving", serving);
+    let address = node.at("http");
+    assert_eq!(http(address, "GET", "/healthz"), (200, "ok\n".to_owned()));
+    let (code, metrics) = http(address, "GET", "/metrics");
+    assert!(code == 200 && metrics.contains("onlyonce_role{role=\"primary\"} 1"), "{metrics}");
+    assert_eq!(http(address, "GET", "/").0, 404);
+    assert_eq!(http(address, "POST", "/fault/partition?peer=n2&on=true").0, 404);
+}
+
+/// With an authority: a backup joins, takes over from a killed primary, and lets it come back.
+#[test]
+fn a_backup_takes_over() {
+    let folder = TempDir::new().expect("a folder");
+    let data = folder.path().join("authority");
+    let data = data.to_str().expect("text");
+    let authority = Process::start(&["authority", "--data", data, "--listen", "127.0.0.1:0"]);
+    let address = authority.at("authority");
+    let first = Process::node(folder.path(), "n1", &["--authority", address, "--bootstrap"]);
+    first.wait_for("serving", serving);
+    let second = Process::node(folder.path(), "n2", &["--authority", address]);
+    second.wait_for("a backup", |status| status["role"] == "backup");
+    first.wait_for("a primary with a backup", |status| status["backups"][0] == "n2");
+    let mut client = Connection::client(first.at("client"));
+    assert_eq!(client.execute("k", &incr()), (Outcome::Integer(1), false));
+
+    first.signal(Signal::KILL);
+    assert_eq!(first.ended().code(), None);
+    second.wait_for("serving", serving);
+    let mut client = Connection::client(second.at("client"));
+    assert_eq!(client.execute("k", &incr()), (Outcome::Integer(1), true));
+    assert_eq!(client.execute("l", &incr()), (Outcome::Integer(2), false));
+
+    let first = Process::node(folder.path(), "n1", &["--authority", address]);
+    first.wait_for("a backup again", |status| status["role"] == "backup");
+    second.signal(Signal::TERM);
+    assert_eq!(second.ended().code(), Some(0));
+    first.wait_for("serving", serving);
+    let mut client = Connection::client(first.at("client"));
+    assert_eq!(client.execute("l", &incr()), (Outcome::Integer(2), true));
+}
+
+/// A peer of another cluster or incarnation gets a hello to compare with, and no further.
+#[test]
+fn strange_peers_are_disconnected() {
+    let folder = TempDir::new().expect("a folder");
+    let node = Process::node(folder.path(), "n1", &[]);
+    node.wait_for("serving", serving);
+    let cluster: ClusterId =
+        node.status()["cluster"].as_str().expect("a cluster").parse().expect("an id");
+    let member = Member {
+        store: StoreId(5),
+        name: "stranger".to_owned(),
+        client_address: "127.0.0.1:1".to_owned(),
+        peer_address: "127.0.0.1:1".to_owned(),
+    };
+    let myself = Member { store: node.at("store").parse().expect("an id"), ..member.clone() };
+    for (cluster, incarnation, member) in [
+        (ClusterId(3), Incarnation(1), member.clone()),
+        (cluster, Incarnation(9), member),
+        (cluster, Incarnation(1), myself),
+    ] {
+        let hello = PeerHello { cluster, incarnation, member };
+        let mut connection = Connection::open(node.at("peer"), Port::Peer, &encode(&hello));
+        let theirs = connection.payload().expect("its hello");
+        let theirs = decode::<PeerHello, PEER_FRAME_BYTES_MAX>(&theirs).expect("a hello");
+        assert_eq!(theirs.member.name, "n1");
+        assert_eq!(connection.payload(), None, "closed after {hello:?}");
+    }
+    // One that belongs is heard; what it says makes no sense to a node alone, and harms nobody.
+    let member = Member {
+        store: StoreId(6),
+        name: "friend".to_owned(),
+        client_address: "127.0.0.1:1".to_owned(),
+        peer_address: "127.0.0.1:1".to_owned(),
+    };
+    let hello = PeerHello { cluster, incarnation: Incarnation(1), member };
+    let mut connection = Connection::open(node.at("peer"), Port::Peer, &encode(&hello));
+    connection.payload().expect("its hello");
+    let after = Position { view: View(1), index: Index(1) };
+    connection.send(&encode(&PeerMessage::FetchTail { view: View(1), after }));
+    let mut client = Connection::client(node.at("client"));
+    assert_eq!(client.execute("k", &incr()), (Outcome::Integer(1), false));
+}
