@@ -32,11 +32,15 @@ struct Process {
 
 impl Process {
     fn start(arguments: &[&str]) -> Self {
-        let mut child = onced(arguments).stdout(Stdio::piped()).spawn().expect("starts");
+        Self::spawn(&mut onced(arguments))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("starts");
         let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
         let mut ready = String::new();
         stdout.read_line(&mut ready).expect("a line");
-        assert!(ready.starts_with("ready "), "{arguments:?} printed {ready:?}");
+        assert!(ready.starts_with("ready "), "{command:?} printed {ready:?}");
         Self { child, _stdout: stdout, ready }
     }
 
@@ -48,7 +52,11 @@ impl Process {
             arguments.extend([flag, "127.0.0.1:0"]);
         }
         arguments.extend(more);
-        Self::start(&arguments)
+        let mut command = onced(&arguments);
+        if more.contains(&"--authority") {
+            command.env("ONCED_FAULTS", "1");
+        }
+        Self::spawn(&mut command)
     }
 
     /// The value of `key` in the ready line.
@@ -418,6 +426,40 @@ fn a_backup_takes_over() {
     first.wait_for("serving", serving);
     let mut client = Connection::client(first.at("client"));
     assert_eq!(client.execute("l", &incr()), (Outcome::Integer(2), true));
+}
+
+/// A partition on request cuts a backup off and, healed, lets it back; so does one from the
+/// authority, which a running view does not need.
+#[test]
+fn partitions_can_be_asked_for() {
+    let folder = TempDir::new().expect("a folder");
+    let data = folder.path().join("authority");
+    let data = data.to_str().expect("text");
+    let authority = Process::start(&["authority", "--data", data, "--listen", "127.0.0.1:0"]);
+    let address = authority.at("authority");
+    let first = Process::node(folder.path(), "n1", &["--authority", address, "--bootstrap"]);
+    first.wait_for("serving", serving);
+    let second = Process::node(folder.path(), "n2", &["--authority", address]);
+    first.wait_for("a primary with a backup", |status| status["backups"][0] == "n2");
+    let cut = |node: &Process, peer: &str, on: bool| {
+        let path = format!("/fault/partition?peer={peer}&on={on}");
+        assert_eq!(http(node.at("http"), "POST", &path), (200, "ok\n".to_owned()));
+    };
+    // Without the authority the backup cannot take over while it hears nothing.
+    cut(&second, "authority", true);
+    cut(&first, "n2", true);
+    first.wait_for("alone", |status| status["backups"][0].is_null());
+    let mut client = Connection::client(first.at("client"));
+    assert_eq!(client.execute("k", &incr()), (Outcome::Integer(1), false));
+    cut(&first, "n2", false);
+    cut(&second, "authority", false);
+    first.wait_for("a primary with a backup", |status| status["backups"][0] == "n2");
+    second.wait_for("a backup", |status| status["role"] == "backup");
+
+    cut(&first, "authority", true);
+    assert_eq!(client.execute("l", &incr()), (Outcome::Integer(2), false));
+    assert_eq!(http(first.at("http"), "POST", "/fault/partition?peer=n2").0, 400);
+    cut(&first, "authority", false);
 }
 
 /// A peer of another cluster or incarnation gets a hello to compare with, and no further.
