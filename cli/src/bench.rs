@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::args::{Bench, BenchOperation};
 use crate::output::{End, Printer};
+use crate::run::patiently;
 
 /// The longest latency that the histogram tells apart, in microseconds.
 const LATENCY_MAX_US: u64 = 120_000_000;
@@ -59,7 +60,8 @@ pub async fn bench(
     for _ in 0..options.connections {
         let client = builder.clone().build()?;
         // Connected and with an open session before the clock runs.
-        warm_up(&client, options.op).await?;
+        let warm = async { Ok(warm_up(&client, options.op).await?) };
+        patiently(&client, warm).await?;
         clients.push(client);
     }
     let report = measure(&clients, options).await;

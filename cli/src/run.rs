@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::{self, Read, Write as _};
 use std::os::unix::ffi::OsStringExt;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use bytes::Bytes;
 use onlyonce_client::{Client, ClientBuilder, Compared, Outcome, TxnOutcome, Write, limits};
@@ -16,6 +17,9 @@ use crate::{bench, status, txn};
 /// Whom to ask when nobody is named.
 const DEFAULT_NODE: &str = "127.0.0.1:7400";
 
+/// How long to wait before saying what is waited for.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// Carries out what was asked.
 pub async fn run(args: Args, printer: &Printer) -> Result<ExitCode, End> {
     let builder = builder(&args);
@@ -24,10 +28,40 @@ pub async fn run(args: Args, printer: &Printer) -> Result<ExitCode, End> {
         Command::Bench(options) => return bench::bench(builder, &options, printer).await,
         command => {
             let client = builder.one_shot().build()?;
-            single(&client, command, printer).await?;
+            patiently(&client, single(&client, command, printer)).await?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits for `call`; when that takes long, says once what is the matter.
+pub async fn patiently<T>(
+    client: &Client,
+    call: impl Future<Output = Result<T, End>>,
+) -> Result<T, End> {
+    tokio::pin!(call);
+    if let Ok(done) = tokio::time::timeout(PATIENCE, &mut call).await {
+        return done;
+    }
+    let diagnosis = async {
+        let mut lines = Vec::new();
+        for address in client.nodes().await.unwrap_or_default() {
+            let state = match client.status(&address).await {
+                Ok(status) if status.serving => format!("{}, serving", status.role.as_str()),
+                Ok(status) => format!("{}, not serving", status.role.as_str()),
+                Err(error) => status::reason(&error),
+            };
+            lines.push(format!("\n  {address}: {state}"));
+        }
+        lines.concat()
+    };
+    tokio::select! {
+        done = &mut call => return done,
+        text = diagnosis => {
+            eprintln!("once: no answer yet, trying on (--deadline bounds that){text}");
+        }
+    }
+    call.await
 }
 
 fn builder(args: &Args) -> ClientBuilder {

@@ -37,7 +37,7 @@ pub async fn status(builder: ClientBuilder, printer: &Printer) -> Result<ExitCod
 }
 
 /// Why there is no status, without what the row says already.
-fn reason(error: &Error) -> String {
+pub fn reason(error: &Error) -> String {
     match error {
         Error::NoAnswer(no_answer) => {
             let reasons = no_answer.nodes.0.iter().map(|report| report.reason.clone());

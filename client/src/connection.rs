@@ -48,6 +48,8 @@ struct Shared {
     drained: Notify,
     /// Counts what came in, to tell a slow node from a silent one.
     received: AtomicU64,
+    /// Counts writes that had to wait for the other side to take earlier bytes: a slow network moves.
+    uploaded: AtomicU64,
 }
 
 #[derive(Default)]
@@ -92,6 +94,7 @@ impl Connection {
             gathered: Notify::new(),
             drained: Notify::new(),
             received: AtomicU64::new(0),
+            uploaded: AtomicU64::new(0),
         });
         let (read, write) = stream.into_split();
         let reader = tokio::spawn(read_all(Arc::clone(&shared), read, buffer));
@@ -105,7 +108,8 @@ impl Connection {
         &self.welcome
     }
 
-    /// Sends an encoded request and waits for its answer, within `limit`.
+    /// Sends an encoded request and waits for its answer, within `limit`; longer only while bytes
+    /// are still on their way to a node that takes them slowly, where a copy would but queue up.
     ///
     /// `in_flight` is set as soon as the request may leave, so that a caller whose future is dropped
     /// half-way still learns it.
@@ -116,6 +120,7 @@ impl Connection {
         in_flight: &mut bool,
     ) -> Result<Answer, NoReply> {
         let received = self.shared.received.load(Ordering::Relaxed);
+        let mut uploaded = self.shared.uploaded.load(Ordering::Relaxed);
         let answering = async {
             let (entry, answer) = self.send(request).await.map_err(NoReply::NotSent)?;
             *in_flight = true;
@@ -123,12 +128,16 @@ impl Connection {
             entry.resolved();
             answer.map_err(|_| NoReply::Lost(self.shared.over_reason()))
         };
-        match tokio::time::timeout(limit, answering).await {
-            Ok(answer) => answer,
-            Err(_) if !*in_flight => Err(NoReply::NotSent("takes no more bytes".into())),
-            Err(_) => Err(NoReply::TimedOut {
-                silent: received == self.shared.received.load(Ordering::Relaxed),
-            }),
+        tokio::pin!(answering);
+        loop {
+            if let Ok(answer) = tokio::time::timeout(limit, &mut answering).await {
+                return answer;
+            }
+            let moved = self.shared.uploaded.load(Ordering::Relaxed);
+            if std::mem::replace(&mut uploaded, moved) == moved {
+                let silent = received == self.shared.received.load(Ordering::Relaxed);
+                return Err(NoReply::TimedOut { silent });
+            }
         }
     }
 
@@ -304,7 +313,7 @@ async fn read_all(shared: Arc<Shared>, mut read: OwnedReadHalf, mut buffer: Byte
         buffer.reserve(READ_BYTES);
         match read.read_buf(&mut buffer).await {
             Ok(0) => break "connection closed".to_owned(),
-            Ok(_) => {}
+            Ok(_) => drop(shared.received.fetch_add(1, Ordering::Relaxed)),
             Err(error) => break describe(&error),
         }
     };
@@ -326,7 +335,6 @@ fn dispatch(shared: &Shared, buffer: &mut BytesMut) -> Result<(), String> {
         }
     };
     if !answers.is_empty() {
-        shared.received.fetch_add(1, Ordering::Relaxed);
         let mut state = shared.lock();
         let found: Vec<_> = answers
             .into_iter()
@@ -356,10 +364,28 @@ async fn write_all(shared: Arc<Shared>, mut write: OwnedWriteHalf) {
             std::mem::swap(&mut batch, &mut state.gathered);
         }
         shared.drained.notify_waiters();
-        if let Err(error) = write.write_all(&batch).await {
+        if let Err(error) = write_batch(&shared, &mut write, &batch).await {
             return shared.end(&describe(&error));
         }
         batch.clear();
+    }
+}
+
+async fn write_batch(
+    shared: &Shared,
+    write: &mut OwnedWriteHalf,
+    mut batch: &[u8],
+) -> std::io::Result<()> {
+    loop {
+        match write.write(batch).await? {
+            0 if !batch.is_empty() => return Err(std::io::ErrorKind::WriteZero.into()),
+            written => batch = &batch[written..],
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        // What follows fits only after the other side took some.
+        shared.uploaded.fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -71,7 +71,10 @@ impl NodeReports {
 
     /// The reports as sentences about nodes.
     pub(crate) fn sentences(&self) -> String {
-        let sentence = |report: &NodeReport| format!("node {} {}", report.address, report.reason);
+        let sentence = |NodeReport { address, reason }: &NodeReport| match address.split_once(' ') {
+            Some(("authority", _)) => format!("{address}: {reason}"),
+            Some(_) | None => format!("node {address} {reason}"),
+        };
         self.0.iter().map(sentence).collect::<Vec<_>>().join("; ")
     }
 }

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use onlyonce_wire::Incarnation;
-use onlyonce_wire::client::{Answer, Consequence, ExecuteId, Refusal};
+use onlyonce_wire::client::{Answer, Consequence, ExecuteId, Refusal, Welcome};
+use onlyonce_wire::{Incarnation, StoreId};
 use tokio::time::sleep;
 
 use crate::cluster::{Cluster, Node};
@@ -26,12 +26,17 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(5);
 const BACKOFF_SEEKING: Duration = Duration::from_millis(100);
 /// After so many fruitless rounds looking for the primary is not urgent any more.
 const SEEKING_ROUNDS_MAX: usize = 200;
+/// After so many deferrals by one node the next is asked: the first may have been replaced.
+const DEFERRED_MAX: u32 = 4;
 /// The longest pause.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 /// A random pause after `failures` failures: capped exponential backoff with full jitter.
 pub(crate) fn backoff(failures: u32) -> Duration {
-    jitter(failures, if failures < 50 { BACKOFF_SEEKING } else { BACKOFF_MAX })
+    jitter(
+        failures,
+        if (failures as usize) < SEEKING_ROUNDS_MAX { BACKOFF_SEEKING } else { BACKOFF_MAX },
+    )
 }
 
 fn jitter(failures: u32, longest: Duration) -> Duration {
@@ -65,6 +70,9 @@ pub(crate) struct Progress {
     in_flight: bool,
     /// A copy is neither answered nor awaited any more.
     exposed: bool,
+    /// The store of a node without a cluster that was sent a copy and did not answer it: no other
+    /// such node may be sent one, it would run it a second time.
+    exposed_alone: Option<StoreId>,
     /// A copy was answered.
     delivered: bool,
     /// Tries without success since the last one.
@@ -87,6 +95,7 @@ impl Progress {
     /// What went out so far were no copies of the request itself.
     pub(crate) fn nothing_sent(&mut self) {
         (self.exposed, self.in_flight, self.delivered) = (false, false, false);
+        self.exposed_alone = None;
     }
 
     /// The request's fate is known: its id is done with.
@@ -104,9 +113,12 @@ impl Progress {
     }
 
     /// The copy in flight will not be answered.
-    fn unanswered(&mut self) {
+    fn unanswered(&mut self, by: &Welcome) {
         self.in_flight = false;
         self.exposed = true;
+        if by.cluster.is_none() {
+            self.exposed_alone = Some(by.store);
+        }
     }
 }
 
@@ -133,10 +145,18 @@ impl Cluster {
     ) -> Result<Answer, Stop> {
         loop {
             let (node, connection) = self.reach(progress).await?;
+            let Welcome { cluster, store, .. } = connection.welcome();
+            if cluster.is_none() && progress.exposed_alone.is_some_and(|alone| alone != *store) {
+                let reason = "is another store than the one that was asked before";
+                progress.reports.set(&node.address, reason.to_owned());
+                self.leave(&node);
+                self.pause(progress).await?;
+                continue;
+            }
             let limit = self.options().attempt_timeout;
             match connection.call(request, limit, &mut progress.in_flight).await {
                 Ok(answer) => {
-                    if let Some(answer) = self.weigh(&node, answer, progress).await? {
+                    if let Some(answer) = self.weigh(&node, &connection, answer, progress).await? {
                         return Ok(answer);
                     }
                 }
@@ -152,6 +172,7 @@ impl Cluster {
     async fn weigh(
         &self,
         node: &Arc<Node>,
+        connection: &Connection,
         answer: Answer,
         progress: &mut Progress,
     ) -> Result<Option<Answer>, Stop> {
@@ -164,7 +185,7 @@ impl Cluster {
                 return Ok(None);
             }
             Answer::AskAgain => {
-                progress.unanswered();
+                progress.unanswered(connection.welcome());
                 progress.reports.set(&node.address, "cannot say: ask again".to_owned());
                 self.leave(node);
                 self.pause(progress).await?;
@@ -191,6 +212,9 @@ impl Cluster {
                     progress.reports.set(&node.address, refusal.to_string());
                     let failures = progress.deferred;
                     progress.deferred += 1;
+                    if progress.deferred.is_multiple_of(DEFERRED_MAX) {
+                        self.leave(node);
+                    }
                     sleep(jitter(failures, BACKOFF_MAX)).await;
                     return Ok(None);
                 }
@@ -228,20 +252,24 @@ impl Cluster {
                 reason
             }
             NoReply::Lost(reason) => {
-                progress.unanswered();
+                progress.unanswered(connection.welcome());
                 node.forget(connection);
                 self.leave(node);
                 reason
             }
             NoReply::TimedOut { silent } => {
-                progress.unanswered();
+                // Not in flight: no room came up for it, so nothing left.
+                if progress.in_flight {
+                    progress.unanswered(connection.welcome());
+                }
                 let limit = self.options().attempt_timeout;
                 if silent {
                     // Other calls on it have nothing to hope for either.
                     connection.end(&format!("silent for {limit:?}"));
                     node.forget(connection);
-                    self.leave(node);
                 }
+                // It may be a primary that others have replaced: they know.
+                self.leave(node);
                 format!("no answer within {limit:?}").into()
             }
         };

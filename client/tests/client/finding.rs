@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use onlyonce_client::{BuildError, Client, ClusterId, Error, Role};
+use onlyonce_client::{BuildError, Client, ClusterId, Error, Refusal, Role};
 use onlyonce_wire::authority::{
     AuthorityAnswer, AuthorityCall, AuthorityReply, Member, Register, Revision, Versioned,
 };
-use onlyonce_wire::client::{Answer, Goodbye, ServerFrame};
+use onlyonce_wire::client::{Answer, Goodbye, Limit, ServerFrame};
 use onlyonce_wire::frame::{self, PREAMBLE_BYTES, Port};
 use onlyonce_wire::limits::AUTHORITY_FRAME_BYTES_MAX;
 use onlyonce_wire::{Incarnation, ProposalId, StoreId, View, codec};
@@ -148,6 +148,38 @@ async fn one_cluster_is_enough() {
     let error = client.incr("n", 1).await.expect_err("the only node cuts");
     assert!(matches!(error, Error::Unresolved(_)), "{error:?}");
     assert_eq!(other.received().len(), 0);
+}
+
+/// A node that is busy for ever may have been replaced: the others are asked now and then.
+#[tokio::test]
+async fn a_busy_node_is_not_asked_for_ever() {
+    let model = Model::shared();
+    let busy = || Reaction::Answer(Answer::Refused(Refusal::Busy(Limit::Queue)));
+    let replaced = FakeNode::start(&model, move |_| busy()).await;
+    let primary = FakeNode::start(&model, |_| Reaction::Serve).await;
+    let client = builder([&replaced, &primary]).build().expect("addresses");
+    assert_eq!(client.incr("n", 1).await.expect("counted"), 1);
+}
+
+/// Two nodes without a cluster are two databases: what one may have run is not sent to the other.
+#[tokio::test]
+async fn a_copy_stays_with_its_lone_node() {
+    let (one, two) = (Model::shared(), Model::shared());
+    let lone = async |model, store| {
+        let node = FakeNode::start(model, |_| Reaction::ServeAndCut).await;
+        node.greet_with(|welcome| {
+            if let Ok(welcome) = welcome {
+                (welcome.cluster, welcome.store) = (None, StoreId(store));
+            }
+        });
+        node
+    };
+    let (first, second) = (lone(&one, 1).await, lone(&two, 2).await);
+    let client = builder([&first, &second]).one_shot().deadline(Duration::from_millis(300));
+    let error = client.build().expect("addresses").incr("n", 1).await.expect_err("cut");
+    assert!(matches!(error, Error::Unresolved(_)), "{error:?}");
+    assert!(first.executes().len() > 1, "it was not asked again");
+    assert_eq!(second.executes().len(), 0, "it could run twice");
 }
 
 /// Another protocol version is named at once, with the node's last words.
