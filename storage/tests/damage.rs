@@ -5,7 +5,7 @@ mod common;
 use common::{append, checkpoint, put, read, record, record_of, reopen, try_open};
 use onlyonce_storage::engine::Tree;
 use onlyonce_storage::engine::memory::{MemoryDisk, Part};
-use onlyonce_storage::{Damage, Entry, Index, Opened, Record, View};
+use onlyonce_storage::{Damage, Effect, Entry, Index, Opened, Record, Table, View};
 use std::sync::Arc;
 
 fn row_key(index: u64, part: u16) -> Vec<u8> {
@@ -126,24 +126,43 @@ fn a_flipped_bit_in_the_log_is_fatal() {
     }
 }
 
-/// A record that is whole but continues another log is found.
-#[test]
-fn a_broken_chain_is_fatal() {
-    let (disk, other) = (written(4, 0), MemoryDisk::new());
-    let mut store = reopen(&other);
-    for index in 1..=4 {
-        let record = record_of(2, index);
-        store.state.stage_record(record.clone());
+/// The row of record `index` in a store whose records up to `common` are those of [`written`], and
+/// whose later ones are others of the same view.
+fn row_of_another_log(index: u64, common: u64) -> bytes::Bytes {
+    let disk = MemoryDisk::new();
+    let mut store = reopen(&disk);
+    append(&mut store, 1..=common);
+    for index in common + 1..=index {
+        let entries = vec![put("another", "log")];
+        let record = Arc::new(Record::new(View(1), Index(index), Index::ZERO, entries));
         store.log.append(&[record]).expect("the disk works");
     }
-    for index in 2..=4 {
-        let disk = if index == 4 { &disk } else { &written(4, 0) };
-        let row = other.disk().log.get(Tree::Records, &row_key(index, 0)).expect("the disk works");
-        let log = disk.disk().log;
-        log.insert(Tree::Records, &row_key(index, 0), &row.expect("it is there"))
-            .expect("it works");
-        assert!(matches!(damage(disk), Damage::BrokenChain { .. }), "record {index}");
+    let row = disk.disk().log.get(Tree::Records, &row_key(index, 0));
+    row.expect("the disk works").expect("it is there")
+}
+
+/// A record that is whole but not the one of this log is found, by the record after it or, if it is
+/// the last one, by `head`.
+#[test]
+fn a_broken_chain_is_fatal() {
+    for (index, common) in [(2, 0), (2, 1), (3, 1), (3, 2), (4, 1), (4, 3)] {
+        let disk = written(4, 0);
+        let row = row_of_another_log(index, common);
+        disk.disk().log.insert(Tree::Records, &row_key(index, 0), &row).expect("it works");
+        assert!(matches!(damage(&disk), Damage::BrokenChain { .. }), "record {index} for {common}");
     }
+}
+
+/// The log must continue what was folded, also where only its first record can tell.
+#[test]
+fn a_log_that_does_not_continue_the_tables_is_fatal() {
+    let disk = written(4, 2);
+    let mut store = reopen(&disk);
+    while store.log.prune(Index(9)).expect("the disk works") {}
+    disk.kill();
+    let row = row_of_another_log(2, 1);
+    disk.disk().log.insert(Tree::Records, &row_key(2, 0), &row).expect("it works");
+    assert!(matches!(damage(&disk), Damage::BrokenChain { index: Index(2), .. }));
 }
 
 /// A log that begins after the applied point has lost what lies between.
@@ -214,6 +233,103 @@ fn a_head_without_a_valid_slot_is_fatal() {
     }
 }
 
+/// One slot that goes bad loses nothing, whichever it is.
+#[test]
+fn one_bad_slot_of_head_is_harmless() {
+    for slot in 0..3 {
+        let disk = MemoryDisk::new();
+        let mut store = reopen(&disk);
+        for state in ["forgotten", "old", "promised"] {
+            store.log.save(state.as_bytes()).expect("the disk works");
+        }
+        disk.kill();
+        assert!(disk.flip_head_bit(slot, 5));
+        assert_eq!(reopen(&disk).state_bytes, &b"promised"[..], "slot {slot}");
+    }
+}
+
+/// A save, or an open, that crashes at any moment leaves the newest state or the one before, even
+/// if the unsynced slot is lost.
+#[test]
+fn saves_and_opens_can_crash_anywhere() {
+    for (writes, seed) in (0..12).flat_map(|writes| (0..16).map(move |seed| (writes, seed))) {
+        let disk = MemoryDisk::new();
+        let mut store = reopen(&disk);
+        for state in ["1", "2", "3"] {
+            store.log.save(state.as_bytes()).expect("the disk works");
+        }
+        disk.fail_after(writes);
+        let saved = store.log.save(b"4").is_ok();
+        disk.crash(seed);
+        let _ = disk.flip_head_bit(2, seed);
+        disk.fail_after(writes);
+        let _ = try_open(&disk);
+        disk.crash(seed + 1);
+        let _ = disk.flip_head_bit(2, seed);
+        let state = reopen(&disk).state_bytes;
+        assert!(
+            state == "4" || (state == "3" && !saved),
+            "{state:?}: {writes} writes, seed {seed}"
+        );
+    }
+}
+
+/// A checkpoint that crashes at any moment changes nothing that readers see, and the next one
+/// leaves no piece of an earlier value behind.
+#[test]
+fn a_checkpoint_can_crash_anywhere() {
+    let long = |byte, length| put("long", vec![byte; length]);
+    let short = || put("long", "short");
+    let gone = || Entry { effects: vec![Effect::delete(Table::Kv, "long")] };
+    for (first, second) in [
+        (long(1, 90_000), long(2, 50_000)),
+        (long(1, 50_000), short()),
+        (long(1, 50_000), gone()),
+        (short(), long(2, 90_000)),
+        (gone(), long(2, 20_000)),
+    ] {
+        for (writes, seed) in (0..24).flat_map(|writes| (0..12).map(move |seed| (writes, seed))) {
+            let disk = MemoryDisk::new();
+            let mut store = reopen(&disk);
+            for (index, entry) in [(1, &first), (2, &second)] {
+                let entries = vec![entry.clone(), put(&format!("row {index}"), "there")];
+                let record = Record::new(View(1), Index(index), Index(index - 1), entries);
+                let record = Arc::new(record);
+                store.state.stage_record(record.clone());
+                store.log.append(&[record]).expect("the disk works");
+                store.state.persisted(Index(index));
+                if index == 1 {
+                    checkpoint(&mut store, 1);
+                }
+            }
+            store.state.commit(Index(2));
+            let generation = store.state.freeze().expect("record 2");
+            disk.fail_after(writes);
+            let done = store.checkpointer.fold(&generation).is_ok();
+            disk.crash(seed);
+            let mut store = reopen(&disk);
+            let applied = store.state.applied().0;
+            assert!(applied == 2 || (applied == 1 && !done));
+            let check = |store: &Opened| {
+                let expected = second.effects[0].value.as_ref();
+                let seen = store.state.get(Table::Kv, b"long").expect("it works").value;
+                assert!(seen.as_ref() == expected, "{writes} writes, seed {seed}");
+                assert_eq!(read(store, "row 1").as_deref(), Some("there"));
+                assert_eq!(read(store, "row 2").as_deref(), Some("there"));
+                expected.map_or(0, bytes::Bytes::len)
+            };
+            let mut length = check(&store);
+            if applied == 1 {
+                checkpoint(&mut store, 2);
+                length = check(&store);
+            }
+            let chunk = onlyonce_storage::limits::CHUNK;
+            let chunks = if length > chunk { length.div_ceil(chunk) } else { 0 };
+            assert_eq!(disk.keys(Part::Tables, Tree::Chunks).len(), chunks);
+        }
+    }
+}
+
 /// A record of several rows, so that it can be torn inside.
 fn long_record(index: u64) -> Arc<Record> {
     let entries: Vec<Entry> =
@@ -273,8 +389,8 @@ fn a_cut_can_crash_anywhere() {
             let done = store.log.cut(Index(2), b"new").is_ok();
             disk.crash(seed);
             let store = reopen(&disk);
-            let cut = store.state_bytes == &b"new"[..];
-            assert!(cut || (store.state_bytes == &b"old"[..] && !done), "{:?}", store.state_bytes);
+            let cut = store.state_bytes == "new";
+            assert!(cut || (store.state_bytes == "old" && !done), "{:?}", store.state_bytes);
             let last = if cut { 2 } else { 6 };
             assert_eq!(store.state.last(), (View(1), Index(last)), "{writes} writes, seed {seed}");
             outcomes[usize::from(cut)] += 1;
@@ -384,7 +500,7 @@ fn a_damaged_long_value_is_found() {
         } else {
             assert!(disk.flip_bit(Part::Tables, Tree::Chunks, seed));
         }
-        let table = onlyonce_storage::Table::Kv;
+        let table = Table::Kv;
         let bad =
             (0..3).filter(|row| store.state.get(table, format!("long {row}").as_bytes()).is_err());
         assert_eq!(bad.count(), 1);

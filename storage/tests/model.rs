@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use common::try_open;
-use onlyonce_storage::engine::memory::MemoryDisk;
+use onlyonce_storage::engine::Tree;
+use onlyonce_storage::engine::memory::{MemoryDisk, Part};
+use onlyonce_storage::limits::CHUNK;
 use onlyonce_storage::{
     Effect, Entry, Generation, Index, Opened, Record, StorageError, Table, View,
 };
@@ -94,6 +96,8 @@ struct Model {
     durable: u64,
     committed: u64,
     applied: u64,
+    /// How far any checkpoint went, finished or not.
+    tried: u64,
     view: u64,
     saved: Vec<u8>,
     /// What a failed call may have left instead: the saved state, and the log's end with it.
@@ -144,6 +148,7 @@ impl Run {
             durable: 0,
             committed: 0,
             applied: 0,
+            tried: 0,
             view: 1,
             saved: Vec::new(),
             unsure: None,
@@ -212,8 +217,14 @@ impl Run {
         };
         if let Err(error) = result {
             assert!(self.failing, "the disk was not told to fail: {error}");
+            // The process ends; it may take the machine with it.
             let seed = self.disk.writes();
-            self.crash(seed, None);
+            if seed.is_multiple_of(2) {
+                self.disk.kill();
+                self.recover();
+            } else {
+                self.crash(seed, None);
+            }
         }
     }
 
@@ -266,11 +277,13 @@ impl Run {
 
     fn fold(&mut self) -> Result<(), StorageError> {
         let Some(generation) = self.frozen.take() else { return Ok(()) };
+        self.model.tried = self.model.tried.max(generation.upto().0);
         self.store.checkpointer.fold(&generation)?;
         // Readers do not mind that the tables are ahead of the overlay for a while.
         self.check();
         self.model.applied = generation.upto().0;
         drop(self.store.state.folded(generation.upto()));
+        self.check_chunks();
         Ok(())
     }
 
@@ -316,6 +329,25 @@ impl Run {
         model.committed = model.committed.min(last);
         self.store.state.commit(Index(model.committed));
         model.view += 1;
+    }
+
+    /// After a checkpoint there are exactly the pieces of the long values that are in the tables,
+    /// unless an unfinished one went further.
+    fn check_chunks(&self) {
+        let applied = self.model.applied;
+        if applied < self.model.tried {
+            return;
+        }
+        let mut lengths = BTreeMap::new();
+        for record in &self.model.records[..applied as usize] {
+            for effect in record.entries.iter().flat_map(|entry| &entry.effects) {
+                let length = effect.value.as_ref().map_or(0, Bytes::len);
+                lengths.insert((effect.table, effect.key.clone()), length);
+            }
+        }
+        let long = lengths.into_values().filter(|length| *length > CHUNK);
+        let expected: usize = long.map(|length| length.div_ceil(CHUNK)).sum();
+        assert_eq!(self.disk.keys(Part::Tables, Tree::Chunks).len(), expected);
     }
 
     fn check(&self) {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::{append, checkpoint, options, put, read, record_of};
-use onlyonce_storage::{Entry, Index, OpenError, Opened, Record, Table, View, open_dir};
+use onlyonce_storage::{Effect, Entry, Index, OpenError, Opened, Record, Table, View, open_dir};
 
 fn open(folder: &Path) -> Opened {
     open_dir(folder, &options()).unwrap_or_else(|error| panic!("the store opens: {error}"))
@@ -155,15 +155,22 @@ fn the_largest_rows_stay_out_of_blobs() {
     let (_guard, folder) = folder();
     let mut store = open(&folder);
     let mut index = Index::ZERO;
-    for round in 0..6 {
+    for round in 0..8u16 {
         index = index.next();
-        // Keys of the longest kind that differ in their last byte: nothing to abbreviate.
-        let effects = (0..120u8).map(|row| {
-            let mut key = vec![row; onlyonce_storage::limits::KEY_BYTES_MAX];
-            key[0] = b'k';
-            onlyonce_storage::Effect::put(Table::Kv, key, vec![round; 16 << 10])
+        // First long values, then keys of the longest kind with nothing in common: these make the
+        // largest inner nodes.
+        let (rows, bytes) = if round < 5 { (0..120u16, 16 << 10) } else { (0..1_200, 10) };
+        let effects = rows.map(|row| {
+            let mut key = vec![row as u8; onlyonce_storage::limits::KEY_BYTES_MAX];
+            key[..2].copy_from_slice(&row.to_be_bytes());
+            key[2] = round.saturating_sub(4) as u8;
+            key.rotate_left(2);
+            Effect::put(Table::Kv, key, vec![round as u8; bytes])
         });
-        let entries = vec![Entry { effects: effects.collect() }, put("long", vec![1; 4 << 20])];
+        let mut entries = vec![Entry { effects: effects.collect() }];
+        if round < 5 {
+            entries.push(put("long", vec![1; 4 << 20]));
+        }
         let record = Arc::new(Record::new(View(1), index, Index::ZERO, entries));
         store.state.stage_record(record.clone());
         store.log.append(&[record]).expect("the disk works");

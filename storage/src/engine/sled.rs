@@ -55,23 +55,35 @@ mod barrier {
     /// When that fails it ends the process: sled would wait for ever, and a second try would find
     /// nothing left to write and succeed, with the data lost.
     #[unsafe(no_mangle)]
-    extern "C" fn sync_file_range(fd: i32, _offset: i64, _bytes: i64, _flags: u32) -> i32 {
-        let lock = &LOCKS[usize::try_from(fd).unwrap_or(0) % LOCKS.len()];
+    pub(super) extern "C" fn sync_file_range(
+        fd: i32,
+        _offset: i64,
+        _bytes: i64,
+        _flags: u32,
+    ) -> i32 {
+        let Ok(number) = usize::try_from(fd) else {
+            end(fd, &std::io::Error::other("it is no descriptor"))
+        };
+        let lock = &LOCKS[number % LOCKS.len()];
         let _one_at_a_time = lock.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the caller owns `fd` and keeps it open for the length of this call, and
         // `ManuallyDrop` leaves it open.
         let file = ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
         if let Err(error) = file.sync_data() {
-            let path = std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
-            eprintln!(
-                "onlyonce: fdatasync of file descriptor {fd} ({}) failed: {error}; what it should \
-                 have made durable may be lost, so the process ends here",
-                path.display()
-            );
-            std::process::abort();
+            end(fd, &error);
         }
         SYNCS.fetch_add(1, Ordering::AcqRel);
         0
+    }
+
+    fn end(fd: i32, error: &std::io::Error) -> ! {
+        let path = std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
+        eprintln!(
+            "onlyonce: fdatasync of file descriptor {fd} ({}) failed: {error}; what it should have \
+             made durable may be lost, so the process ends here",
+            path.display()
+        );
+        std::process::abort()
     }
 }
 
@@ -276,5 +288,50 @@ impl Engine for SledEngine {
 
     fn flush(&self) -> Result<(), EngineError> {
         self.db.flush().map(drop).map_err(|source| self.error("flush", source))
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::process::Command;
+
+    use super::*;
+
+    const CHILD: &str = "ONLYONCE_TEST_SYNC_FAILS";
+
+    /// A failed sync ends the process, with a message that names the descriptor and the error.
+    #[test]
+    fn a_failed_sync_ends_the_process() {
+        if std::env::var_os(CHILD).is_some() {
+            let unsyncable = File::open("/dev/null").expect("it is there");
+            barrier::sync_file_range(unsyncable.as_raw_fd(), 0, 0, 0);
+            unreachable!("the process has ended");
+        }
+        let this = std::env::current_exe().expect("this test");
+        let output = Command::new(this)
+            .args(["--exact", "engine::sled::tests::a_failed_sync_ends_the_process", "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .expect("the child runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "it ended with {}", output.status);
+        assert!(said.contains("fdatasync of file descriptor"), "it said: {said}");
+        assert!(said.contains("/dev/null") && said.contains("Invalid argument"), "it said: {said}");
+    }
+
+    /// Every flush of something new is synced once.
+    #[test]
+    fn a_flush_reaches_the_barrier() {
+        let guard = tempfile::tempdir().expect("a temporary folder");
+        let lock = Arc::new(File::create(guard.path().join("lock")).expect("a file"));
+        let folder = guard.path().join("log");
+        let engine = open(&folder, Tree::LOG, 1 << 20, lock).expect("a new database");
+        for row in 0..3u8 {
+            let before = barrier::syncs();
+            engine.insert(Tree::Records, &[row], b"value").expect("the disk works");
+            engine.flush().expect("the disk works");
+            assert!(barrier::syncs() > before, "flush {row} was synced");
+        }
     }
 }
