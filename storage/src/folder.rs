@@ -19,7 +19,7 @@ use crate::engine::sled::FolderLock;
 use crate::engine::{HeadFile, Tree, sled};
 use crate::error::{EngineError, OpenError};
 use crate::limits::{FORMAT, SEGMENT, SLOT_BYTES};
-use crate::open::{Disk, Opened, Options, open};
+use crate::open::{Disk, Opened, Options, open_or_create};
 
 const LOCK: &str = "lock";
 const CREATING: &str = "creating";
@@ -54,7 +54,7 @@ pub fn open_dir(path: impl AsRef<Path>, options: &Options) -> Result<Opened, Ope
         Content::Store => {
             check_format(folder)?;
             remove(&folder.join(CREATING))?;
-            open(disk(folder, options, &lock)?, options)
+            open_or_create(disk(folder, options, &lock)?, options, false)
         }
         Content::Nothing => create(folder, options, &lock),
     }
@@ -135,7 +135,7 @@ fn create(folder: &Path, options: &Options, lock: &FolderLock) -> Result<Opened,
             fs::remove_dir_all(&path).map_err(io_error(&path, "remove the unfinished"))?;
         }
     }
-    let opened = open(disk(folder, options, lock)?, options)?;
+    let opened = open_or_create(disk(folder, options, lock)?, options, true)?;
     sync(folder)?;
     let new = folder.join(FORMAT_NEW);
     File::create(&new)

@@ -56,6 +56,17 @@ mod head;
 mod log;
 mod tables;
 
+// Each part of a store can be given to its thread.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    const fn is_shared<T: Send + Sync + Clone>() {}
+    is_send::<State>();
+    is_send::<LogWriter>();
+    is_send::<Checkpointer>();
+    is_shared::<Generation>();
+    is_shared::<Toucher>();
+};
+
 pub use checkpoint::Checkpointer;
 pub use error::{Damage, DecodeError, EngineError, OpenError, StorageError};
 pub use folder::open_dir;

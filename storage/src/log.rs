@@ -22,7 +22,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::engine::{Engine, Tree};
 use crate::error::{Damage, StorageError};
-use crate::limits::LOG_ROW_BYTES_MAX;
+use crate::limits::{LOG_ROW_BYTES_MAX, RECORD_BYTES_MAX};
 use crate::record::{Index, RECORD_HEADER_BYTES, Record, View};
 
 const HEADER_BYTES: usize = 48;
@@ -217,7 +217,8 @@ impl Assembler {
             return Err(Damage::BrokenChain { index, reason: "its view is lower" });
         }
         if header.part == 0 {
-            self.body.reserve(RECORD_HEADER_BYTES + usize::from(header.parts) * row.piece.len());
+            let bytes = RECORD_HEADER_BYTES + usize::from(header.parts) * row.piece.len();
+            self.body.reserve(bytes.min(RECORD_BYTES_MAX));
             self.body.put_u64_le(header.view.0);
             self.body.put_u64_le(index.0);
             self.body.put_u64_le(header.committed.0);

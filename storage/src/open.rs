@@ -104,11 +104,20 @@ pub struct Recovered {
 
 /// Opens the store on `disk`, or makes one if there is nothing at all.
 pub fn open(disk: Disk, options: &Options) -> Result<Opened, OpenError> {
+    open_or_create(disk, options, true)
+}
+
+/// Opens the store on `disk`; makes one only if `create` says that none can have been there.
+pub(crate) fn open_or_create(
+    disk: Disk,
+    options: &Options,
+    create: bool,
+) -> Result<Opened, OpenError> {
     let Disk { log, tables, head } = disk;
     let tables = Tables::new(tables);
     log.flush()?;
     tables.flush()?;
-    let mut head = read_head(head, &*log, &tables, options)?;
+    let mut head = read_head(head, &*log, &tables, create.then_some(options.new_store_id))?;
     let store_id = head.slot().store_id;
     tables::check_store(&*log, store_id)?;
     tables::check_store(tables.engine(), store_id)?;
@@ -153,31 +162,31 @@ pub fn open(disk: Disk, options: &Options) -> Result<Opened, OpenError> {
     Ok(Opened { store_id, state_bytes, fresh, state, log, checkpointer, recovered })
 }
 
-/// Reads `head`, or makes a new store if there is nothing at all.
+/// Reads `head`, or makes the new store `new` if there is nothing at all.
 fn read_head(
     file: Box<dyn HeadFile>,
     log: &dyn Engine,
     tables: &Tables,
-    options: &Options,
+    new: Option<u128>,
 ) -> Result<Head, OpenError> {
-    let (file, empty) = match Head::read(file)? {
+    let (file, new) = match Head::read(file)? {
         Found::Head(head) => return Ok(head),
         Found::Nothing(file) => {
             let empty = log.last(Tree::Records)?.is_none() && tables.are_empty()?;
-            (file, empty)
+            (file, new.filter(|_| empty))
         }
-        Found::NoValidSlot(file) => (file, false),
+        Found::NoValidSlot(file) => (file, None),
     };
-    if !empty {
+    let Some(store_id) = new else {
         let place = file.place().to_owned();
         return Err(StorageError::Damaged { place, damage: Damage::NoHead }.into());
-    }
-    tables::write_store(log, options.new_store_id)?;
-    tables::write_store(tables.engine(), options.new_store_id)?;
+    };
+    tables::write_store(log, store_id)?;
+    tables::write_store(tables.engine(), store_id)?;
     tables.write_applied(Mark::default())?;
     log.flush()?;
     tables.flush()?;
-    Ok(Head::create(file, options.new_store_id)?)
+    Ok(Head::create(file, store_id)?)
 }
 
 /// What the log holds.

@@ -181,15 +181,21 @@ fn the_largest_rows_stay_out_of_blobs() {
     drop(open(&folder));
 }
 
-/// A database that lost its files is found, not made anew.
+/// A store that lost a database or its head is found out, not made anew, even if it held no record:
+/// it may have promised something.
 #[test]
-fn a_missing_database_is_found() {
-    for lost in ["log", "tables"] {
+fn a_missing_part_is_found() {
+    for (lost, records) in
+        ["log", "tables", "head"].into_iter().flat_map(|lost| [(lost, 0), (lost, 2)])
+    {
         let (_guard, folder) = folder();
         let mut store = open(&folder);
-        append(&mut store, 1..=2);
+        store.log.save(b"promised").expect("the disk works");
+        append(&mut store, 1..=records);
         drop(store);
-        fs::remove_dir_all(folder.join(lost)).expect("the database");
+        let lost = folder.join(lost);
+        if lost.is_dir() { fs::remove_dir_all(&lost) } else { fs::remove_file(&lost) }
+            .expect("it is there");
         let error = refused(&folder);
         assert!(error.damage().is_some(), "{error}");
     }
