@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use onlyonce_client::{Client, ClientBuilder, Error};
+use rand::distr::Alphanumeric;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
@@ -84,9 +85,8 @@ async fn warm_up(client: &Client, operation: BenchOperation) -> Result<(), Error
 
 async fn measure(clients: &[Client], options: &Bench) -> Report {
     let stop = Arc::new(AtomicBool::new(false));
-    let mut value = vec![0; options.value_size as usize];
-    rand::rng().fill(&mut value[..]);
-    let value = Bytes::from(value);
+    let letters = rand::rng().sample_iter(Alphanumeric).take(options.value_size as usize);
+    let value: Bytes = letters.collect::<Vec<u8>>().into();
     let (mut loops, mut shards) = (JoinSet::new(), Vec::new());
     let started = Instant::now();
     for number in 0..options.clients as usize {

@@ -140,24 +140,31 @@ fn base64(bytes: &[u8]) -> String {
     text
 }
 
-/// Bytes on a line of their own: what would break the line, or is not UTF-8, is escaped.
+/// Bytes on a line of their own: what would break the line or is not UTF-8 is escaped.
 pub fn escape(bytes: &[u8]) -> String {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            match c {
-                '\\' | '\t' | '\n' | '\r' => text.extend(c.escape_default()),
-                c if c.is_control() => text.extend(c.escape_unicode()),
-                c => text.push(c),
+        for character in chunk.valid().chars() {
+            match character {
+                '\\' | '\t' | '\n' | '\r' => text.extend(character.escape_default()),
+                control if control.is_control() => {
+                    hexadecimal(control.encode_utf8(&mut [0; 4]).as_bytes(), &mut text);
+                }
+                other => text.push(other),
             }
         }
-        for byte in chunk.invalid() {
-            text.push_str("\\x");
-            text.extend([byte >> 4, byte & 15].map(|digit| char::from(HEX[usize::from(digit)])));
-        }
+        hexadecimal(chunk.invalid(), &mut text);
     }
     text
+}
+
+fn hexadecimal(bytes: &[u8], text: &mut String) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for byte in bytes {
+        text.push_str("\\x");
+        let digit = |half: u8| char::from(DIGITS[usize::from(half)]);
+        text.extend([digit(byte >> 4), digit(byte & 15)]);
+    }
 }
 
 #[cfg(test)]
@@ -184,6 +191,6 @@ mod tests {
     /// A row stays on its line.
     #[test]
     fn rows_are_escaped() {
-        assert_eq!(escape(b"a\tb\nc\\d\xff\xc3\xa9"), "a\\tb\\nc\\\\d\\xff\u{e9}");
+        assert_eq!(escape(b"a\tb\nc\\d\xff\x01\xc3\xa9"), "a\\tb\\nc\\\\d\\xff\\x01\u{e9}");
     }
 }

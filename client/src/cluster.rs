@@ -86,11 +86,8 @@ impl Node {
         self.connection.lock().expect("nothing panics while it holds the lock")
     }
 
-    /// The open connection, or a new one.
+    /// Opens a connection, or takes the one that another call has opened meanwhile.
     async fn connect(&self, cluster: &Cluster) -> Result<Arc<Connection>, ConnectError> {
-        if let Some(connection) = &*self.lock() {
-            return Ok(Arc::clone(connection));
-        }
         let mut connecting = self.connecting.lock().await;
         if let Some(connection) = &*self.lock() {
             return Ok(Arc::clone(connection));
@@ -214,8 +211,16 @@ impl Cluster {
                 self.pause(progress).await?;
                 continue;
             };
+            let open = node.lock().clone();
+            if let Some(connection) = open {
+                return Ok((node, connection));
+            }
+            progress.reports.set(&node.address, "no connection yet".to_owned());
             match node.connect(self).await {
-                Ok(connection) => return Ok((node, connection)),
+                Ok(connection) => {
+                    progress.reports.clear(&node.address);
+                    return Ok((node, connection));
+                }
                 Err(error) => {
                     progress.reports.set(&node.address, error.to_string());
                     self.judge(&node, &error, progress)?;

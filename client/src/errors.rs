@@ -69,6 +69,10 @@ impl NodeReports {
         }
     }
 
+    pub(crate) fn clear(&mut self, address: &Arc<str>) {
+        self.0.retain(|report| report.address != *address);
+    }
+
     /// The reports as sentences about nodes.
     pub(crate) fn sentences(&self) -> String {
         let sentence = |NodeReport { address, reason }: &NodeReport| match address.split_once(' ') {
