@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use onlyonce_storage::{Effect, Index, State, StorageError, Table};
 use onlyonce_wire::client::{
-    Compare, Condition, Failure, Operation, Outcome, Part, Read, Refusal, TxnOutcome, Write,
+    Compare, Condition, Failure, Operation, Outcome, Read, TxnOutcome, Write,
 };
 use onlyonce_wire::limits;
 
@@ -47,71 +47,6 @@ impl<'a> Draft<'a> {
     fn bytes(&self) -> usize {
         self.effects.iter().map(Effect::bytes).sum()
     }
-}
-
-/// Refuses an operation whose parts are over their limits, before it runs.
-pub fn check(operation: &Operation) -> Result<(), Refusal> {
-    match operation {
-        Operation::Write(write) => check_write(write),
-        Operation::Cas { key, expected, value } => {
-            check_key(key)?;
-            check_value(expected.as_ref().unwrap_or(&Bytes::new()))?;
-            check_value(value)
-        }
-        Operation::Txn { compares, writes } => {
-            for count in [compares.len(), writes.len()] {
-                check_size(Part::Transaction, count, limits::TXN_OPERATIONS_MAX)?;
-            }
-            for Compare { key, condition } in compares {
-                check_key(key)?;
-                match condition {
-                    Condition::Equals(value) => check_value(value)?,
-                    Condition::Present | Condition::Absent => {}
-                }
-            }
-            writes.iter().try_for_each(check_write)
-        }
-    }
-}
-
-/// Refuses a read whose parts are over their limits.
-pub fn check_read(read: &Read) -> Result<(), Refusal> {
-    match read {
-        Read::Get { key } => check_key(key),
-        Read::Scan { start, end, limit: _ } => {
-            check_size(Part::Key, start.len(), limits::KEY_BYTES_MAX)?;
-            let end = end.as_ref().map_or(0, Bytes::len);
-            check_size(Part::Key, end, limits::KEY_BYTES_MAX)
-        }
-    }
-}
-
-fn check_write(write: &Write) -> Result<(), Refusal> {
-    match write {
-        Write::Put { key, value } | Write::Append { key, value } => {
-            check_key(key)?;
-            check_value(value)
-        }
-        Write::Incr { key, by: _ } | Write::Delete { key } | Write::Get { key } => check_key(key),
-    }
-}
-
-fn check_key(key: &Bytes) -> Result<(), Refusal> {
-    if key.is_empty() {
-        return Err(Refusal::Invalid("the key is empty".to_owned()));
-    }
-    check_size(Part::Key, key.len(), limits::KEY_BYTES_MAX)
-}
-
-fn check_value(value: &Bytes) -> Result<(), Refusal> {
-    check_size(Part::Value, value.len(), limits::VALUE_BYTES_MAX)
-}
-
-fn check_size(what: Part, size: usize, limit: usize) -> Result<(), Refusal> {
-    if size > limit {
-        return Err(Refusal::TooLarge { what, bytes: size as u64, limit: limit as u64 });
-    }
-    Ok(())
 }
 
 /// Runs a checked operation. An outcome that reports a failure has left no effect.

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use onlyonce_storage::{Entry, limits::OVERLAY_BYTES_MAX};
+use onlyonce_wire::check::check_size;
 use onlyonce_wire::client::{
     Answer, Execute, Fingerprint, Limit, Operation, Part, Read, Refusal, Request,
 };
@@ -163,7 +164,7 @@ impl Replica {
 
     /// A read sees the newest staged state; it is answered when the newest row it saw is committed.
     fn read(&mut self, from: ReplyTo, read: &Read) -> Result<(), Stop> {
-        if let Err(refusal) = kv::check_read(read) {
+        if let Err(refusal) = read.check() {
             self.reply(from, Answer::Refused(refusal));
             return Ok(());
         }
@@ -182,12 +183,9 @@ impl Replica {
 }
 
 fn decode_operation(bytes: &[u8]) -> Result<Operation, Refusal> {
-    if bytes.len() > limits::OPERATION_BYTES_MAX {
-        let (bytes, limit) = (bytes.len() as u64, limits::OPERATION_BYTES_MAX as u64);
-        return Err(Refusal::TooLarge { what: Part::Operation, bytes, limit });
-    }
+    check_size(Part::Operation, bytes.len(), limits::OPERATION_BYTES_MAX)?;
     let operation = codec::decode::<Operation, { limits::OPERATION_BYTES_MAX }>(bytes)
         .map_err(|error| Refusal::Invalid(error.to_string()))?;
-    kv::check(&operation)?;
+    operation.check()?;
     Ok(operation)
 }

@@ -8,6 +8,7 @@
 //! The byte layout is described in `docs/wire-protocol.md`.
 
 pub mod authority;
+pub mod check;
 pub mod client;
 pub mod codec;
 pub mod frame;

@@ -12,7 +12,7 @@ pub const KEY_BYTES_MAX: usize = 4 << 10;
 /// The longest value, in bytes.
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
 /// The longest encoded reply, in bytes; a scan stops before it.
-pub const REPLY_BYTES_MAX: usize = (1 << 20) + (8 << 10);
+pub const REPLY_BYTES_MAX: usize = (1 << 20) + (16 << 10);
 /// The longest encoded operation (a transaction's writes together), in bytes.
 pub const OPERATION_BYTES_MAX: usize = 2 << 20;
 /// The most bytes of rows that one request may write: an append of one byte writes the whole value
@@ -61,7 +61,7 @@ const _: () = {
     assert!(OPERATION_BYTES_MAX > KEY_BYTES_MAX + VALUE_BYTES_MAX, "a put of the longest value");
     assert!(CLIENT_FRAME_BYTES_MAX > OPERATION_BYTES_MAX, "an operation and its header");
     assert!(CLIENT_FRAME_BYTES_MAX > REPLY_BYTES_MAX, "a reply and its header");
-    assert!(REPLY_BYTES_MAX > KEY_BYTES_MAX + VALUE_BYTES_MAX, "a scan makes progress");
+    assert!(REPLY_BYTES_MAX > 2 * KEY_BYTES_MAX + VALUE_BYTES_MAX + 2048, "a scan makes progress");
     assert!(ENTRY_BYTES_MAX > 2 * OPERATION_BYTES_MAX - 1, "an operation's rows and its reply");
     assert!(PEER_FRAME_BYTES_MAX >= ENTRY_BYTES_MAX + REPLY_BYTES_MAX + (64 << 10), "a record");
     assert!(AUTHORITY_FRAME_BYTES_MAX > 2 * REGISTER_BYTES_MAX, "a register and its header");
