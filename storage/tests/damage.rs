@@ -252,7 +252,7 @@ fn one_bad_slot_of_head_is_harmless() {
 /// if the unsynced slot is lost.
 #[test]
 fn saves_and_opens_can_crash_anywhere() {
-    for (writes, seed) in (0..12).flat_map(|writes| (0..16).map(move |seed| (writes, seed))) {
+    for (writes, seed) in (0..12).flat_map(|writes| (0..80).map(move |seed| (writes, seed))) {
         let disk = MemoryDisk::new();
         let mut store = reopen(&disk);
         for state in ["1", "2", "3"] {

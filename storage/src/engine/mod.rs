@@ -1,6 +1,6 @@
 //! What the store needs of a disk: two ordered databases and a small file of slots.
 //!
-//! - [`sled`](mod@sled): the real one.
+//! - `sled`: the real one, behind [`open_dir`](crate::open_dir).
 //! - [`memory`]: for tests and simulation. It loses and tears what was not flushed, flips bits and
 //!   fails on command.
 
