@@ -215,7 +215,7 @@ impl Cluster {
             if let Some(connection) = open {
                 return Ok((node, connection));
             }
-            progress.reports.set(&node.address, "no connection yet".to_owned());
+            progress.reports.begin(&node.address, "no connection yet");
             match node.connect(self).await {
                 Ok(connection) => {
                     progress.reports.clear(&node.address);

@@ -69,6 +69,13 @@ impl NodeReports {
         }
     }
 
+    /// A reason that gives way to any other: an earlier finding says more.
+    pub(crate) fn begin(&mut self, address: &Arc<str>, reason: &str) {
+        if !self.0.iter().any(|report| report.address == *address) {
+            self.set(address, reason.to_owned());
+        }
+    }
+
     pub(crate) fn clear(&mut self, address: &Arc<str>) {
         self.0.retain(|report| report.address != *address);
     }
