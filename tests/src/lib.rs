@@ -1,1 +1,26 @@
-//! T
+//! What the multi-process tests and the demo are made of: real `onced` processes, killed for real.
+//!
+//! - [`process`]: a child that is owned: its ready line, its standard error, its end.
+//! - [`cluster`]: an authority and nodes, or a lone node, with ports that stay the same.
+//! - [`raw`]: the wire protocol spoken by hand, for what the client library would never send.
+//! - [`workload`] and [`audit`]: clients that count and append while things break, and the proof
+//!   afterwards that each acknowledged request took effect exactly once.
+//! - [`wait`]: the one place that sleeps; everything else waits for a condition.
+//!
+//! Random tests print their seed; `ONCE_SEED` sets it.
+
+pub mod audit;
+pub mod binaries;
+pub mod cluster;
+pub mod http;
+pub mod process;
+pub mod raw;
+pub mod seed;
+pub mod wait;
+pub mod workload;
+
+pub use audit::Report;
+pub use cluster::{Cluster, Lone, Node, Status};
+pub use process::{Daemon, Exit};
+pub use raw::{RawConnection, RawSession};
+pub use workload::{Ledger, Workload, WorkloadConfig};

@@ -1,0 +1,515 @@
+//! Clusters and lone nodes of real processes, on ports that stay the same over restarts.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use onlyonce_client::Client;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::http;
+use crate::process::{Daemon, Exit};
+use crate::wait::wait_for;
+
+/// How long anything that a healthy cluster does by itself may take, on a busy machine.
+pub const BOUND: Duration = Duration::from_secs(60);
+
+/// Environment variables of a node.
+pub type Environment<'a> = &'a [(&'a str, &'a str)];
+
+/// What a node says about itself over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields of NodeStatus, documented there")]
+pub struct Status {
+    pub name: String,
+    pub store: String,
+    pub cluster: Option<String>,
+    pub role: String,
+    pub serving: bool,
+    pub view: u64,
+    pub primary: Option<String>,
+    pub backups: Vec<String>,
+    pub learners: Vec<String>,
+    pub prepared: u64,
+    pub committed: u64,
+    pub applied: u64,
+    pub sessions: u64,
+    pub idempotency_keys: u64,
+}
+
+impl Status {
+    /// Reads a status page.
+    ///
+    /// # Errors
+    /// When it is not one.
+    pub fn parse(page: &str) -> Result<Self, String> {
+        let page: Value =
+            serde_json::from_str(page).map_err(|error| format!("{error} in {page:?}"))?;
+        let missing = |key: &str| format!("no {key} in {page}");
+        let text = |key: &str| page[key].as_str().map(str::to_owned);
+        let number = |key: &str| page[key].as_u64().ok_or_else(|| missing(key));
+        let names = |key: &str| {
+            let names = page[key].as_array().ok_or_else(|| missing(key))?;
+            Ok::<_, String>(names.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+        };
+        Ok(Self {
+            name: text("name").ok_or_else(|| missing("name"))?,
+            store: text("store").ok_or_else(|| missing("store"))?,
+            cluster: text("cluster"),
+            role: text("role").ok_or_else(|| missing("role"))?,
+            serving: page["serving"].as_bool().ok_or_else(|| missing("serving"))?,
+            view: number("view")?,
+            primary: text("primary"),
+            backups: names("backups")?,
+            learners: names("learners")?,
+            prepared: number("prepared")?,
+            committed: number("committed")?,
+            applied: number("applied")?,
+            sessions: number("sessions")?,
+            idempotency_keys: number("idempotency_keys")?,
+        })
+    }
+
+    /// Whether it executes requests.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        self.role == "primary" && self.serving
+    }
+}
+
+/// A node's data, its addresses, and its process while it has one.
+pub struct Node {
+    name: String,
+    data: PathBuf,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    addresses: Option<Addresses>,
+    daemon: Option<Daemon>,
+    /// What earlier processes said.
+    log: String,
+}
+
+#[derive(Clone, Copy)]
+struct Addresses {
+    client: SocketAddr,
+    peer: SocketAddr,
+    http: SocketAddr,
+}
+
+impl Node {
+    /// A node that does not run yet.
+    #[must_use]
+    pub fn new(name: &str, data: &Path, arguments: &[&str], environment: Environment) -> Self {
+        Self {
+            name: name.to_owned(),
+            data: data.to_owned(),
+            arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+            environment: environment
+                .iter()
+                .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+                .collect(),
+            addresses: None,
+            daemon: None,
+            log: String::new(),
+        }
+    }
+
+    /// Starts a process on the data folder and waits until it is ready, at the addresses of the
+    /// process before.
+    ///
+    /// # Errors
+    /// How the process ended, when it did.
+    ///
+    /// # Panics
+    /// When one runs already, or gets neither ready nor ends.
+    pub fn try_start(&mut self) -> Result<(), Exit> {
+        self.spawn();
+        let daemon = self.daemon.as_mut().expect("just spawned");
+        if let Err(exit) = daemon.ready() {
+            self.bury();
+            return Err(exit);
+        }
+        self.addresses = Some(Addresses {
+            client: daemon.address("client"),
+            peer: daemon.address("peer"),
+            http: daemon.address("http"),
+        });
+        Ok(())
+    }
+
+    /// As [`try_start`](Self::try_start), where it must work.
+    ///
+    /// # Panics
+    /// When the process ends.
+    #[track_caller]
+    pub fn start(&mut self) {
+        if let Err(Exit { status, stderr }) = self.try_start() {
+            panic!("{} ended with {status} at its start:\n{stderr}", self.name);
+        }
+    }
+
+    /// Starts a process and does not wait for anything.
+    ///
+    /// # Panics
+    /// When one runs already.
+    pub fn spawn(&mut self) {
+        assert!(self.daemon.is_none(), "{} runs already", self.name);
+        let address = |which: fn(&Addresses) -> SocketAddr| {
+            self.addresses.as_ref().map_or("127.0.0.1:0".to_owned(), |all| which(all).to_string())
+        };
+        let data = self.data.to_str().expect("temporary folders have readable names").to_owned();
+        let mut arguments = vec!["serve".to_owned(), "--data".to_owned(), data];
+        for (flag, value) in [
+            ("--name", self.name.clone()),
+            ("--listen", address(|all| all.client)),
+            ("--peer", address(|all| all.peer)),
+            ("--http", address(|all| all.http)),
+        ] {
+            arguments.extend([flag.to_owned(), value]);
+        }
+        arguments.extend(self.arguments.iter().cloned());
+        let _ = writeln!(self.log, "--- {} starts", self.name);
+        self.daemon = Some(Daemon::onced(&self.name, &arguments, &self.environment));
+    }
+
+    /// Forgets a process that has ended.
+    fn bury(&mut self) {
+        if let Some(daemon) = self.daemon.take() {
+            let _ = writeln!(self.log, "{}--- {} ended", daemon.stderr(), self.name);
+        }
+    }
+
+    /// `kill -9`; nothing happens when it does not run.
+    pub fn kill(&mut self) {
+        if let Some(daemon) = &mut self.daemon {
+            daemon.kill();
+        }
+        self.bury();
+    }
+
+    /// SIGTERM, and the end of the process.
+    ///
+    /// # Panics
+    /// When it does not run, or does not end in time.
+    pub fn terminate(&mut self) -> Exit {
+        let exit = self.daemon().terminate(BOUND);
+        self.bury();
+        exit
+    }
+
+    /// Waits until the process ends by itself.
+    ///
+    /// # Panics
+    /// When it does not run, or does not end in time.
+    pub fn exit(&mut self) -> Exit {
+        let exit = self.daemon().exit(BOUND);
+        self.bury();
+        exit
+    }
+
+    /// How the process ended, if it has.
+    pub fn try_exit(&mut self) -> Option<Exit> {
+        let exit = self.daemon.as_mut()?.try_exit()?;
+        self.bury();
+        Some(exit)
+    }
+
+    /// Sets a variable for the processes to come.
+    pub fn set(&mut self, key: &str, value: &str) {
+        self.environment.retain(|(other, _)| other != key);
+        self.environment.push((key.to_owned(), value.to_owned()));
+    }
+
+    /// Deletes everything in the data folder of a node that does not run.
+    ///
+    /// # Panics
+    /// When it runs, or the folder cannot be emptied.
+    pub fn empty_disk(&self) {
+        assert!(self.daemon.is_none(), "{} runs", self.name);
+        std::fs::remove_dir_all(&self.data).expect("the folder can be removed");
+    }
+
+    /// Its process.
+    ///
+    /// # Panics
+    /// When it has none.
+    #[track_caller]
+    pub fn daemon(&mut self) -> &mut Daemon {
+        self.daemon.as_mut().unwrap_or_else(|| panic!("{} does not run", self.name))
+    }
+
+    /// Whether it has a process.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        self.daemon.is_some()
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its data folder.
+    #[must_use]
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// What all its processes have said so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.log.clone() + &self.daemon.as_ref().map(Daemon::stderr).unwrap_or_default()
+    }
+
+    fn addresses(&self) -> Addresses {
+        self.addresses.unwrap_or_else(|| panic!("{} was never ready", self.name))
+    }
+
+    /// Where clients connect.
+    ///
+    /// # Panics
+    /// When it was never ready; so do the other addresses.
+    #[must_use]
+    pub fn client_address(&self) -> SocketAddr {
+        self.addresses().client
+    }
+
+    /// Where other nodes connect.
+    #[must_use]
+    pub fn peer_address(&self) -> SocketAddr {
+        self.addresses().peer
+    }
+
+    /// Where it serves HTTP.
+    #[must_use]
+    pub fn http_address(&self) -> SocketAddr {
+        self.addresses().http
+    }
+
+    /// What it says about itself.
+    ///
+    /// # Errors
+    /// When it does not run, is paused, or does not answer.
+    pub fn status(&self) -> Result<Status, String> {
+        match &self.daemon {
+            None => Err(format!("{} is down", self.name)),
+            Some(daemon) if daemon.is_paused() => Err(format!("{} is paused", self.name)),
+            Some(_) => Status::parse(&http::request("GET", self.addresses().http, "/status")?),
+        }
+    }
+
+    /// Waits until its status is as wanted.
+    ///
+    /// # Panics
+    /// When it is not within [`BOUND`].
+    #[track_caller]
+    pub fn wait_status(&self, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
+        wait_for(&format!("{} {what}", self.name), BOUND, || {
+            let status = self.status()?;
+            if wanted(&status) { Ok(status) } else { Err(format!("{status:?}")) }
+        })
+    }
+
+    /// Drops, or lets through again, all traffic with the node or authority called `peer`.
+    ///
+    /// # Panics
+    /// When the node does not take the order.
+    pub fn cut_off(&self, peer: &str, on: bool) {
+        let path = format!("/fault/partition?peer={peer}&on={on}");
+        http::request("POST", self.http_address(), &path).expect("faults are enabled");
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() && !self.log.is_empty() {
+            let lines: Vec<_> = self.log.lines().collect();
+            let shown = lines[lines.len().saturating_sub(120)..].join("\n  ");
+            println!("--- earlier processes of {} said:\n  {shown}", self.name);
+        }
+    }
+}
+
+/// A folder for a test's data; `ONCE_KEEP=1` keeps it.
+///
+/// # Panics
+/// When it cannot be made.
+#[must_use]
+pub fn folder() -> TempDir {
+    let mut folder = TempDir::with_prefix("once-test-").expect("a temporary folder");
+    if std::env::var_os("ONCE_KEEP").is_some() {
+        folder.disable_cleanup(true);
+        println!("data: {}", folder.path().display());
+    }
+    folder
+}
+
+/// A client with the library's defaults.
+///
+/// # Panics
+/// Never, with real addresses.
+#[must_use]
+pub fn client(addresses: &[String]) -> Client {
+    Client::builder().nodes(addresses.iter().cloned()).build().expect("addresses of nodes")
+}
+
+/// One node alone, with its folder.
+pub struct Lone {
+    /// The node.
+    pub node: Node,
+    _folder: TempDir,
+}
+
+impl Lone {
+    /// Starts one and waits until it serves.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[must_use]
+    pub fn start(environment: Environment) -> Self {
+        let folder = folder();
+        let mut node = Node::new("n1", &folder.path().join("n1"), &[], environment);
+        node.start();
+        node.wait_status("to serve", Status::serves);
+        Self { node, _folder: folder }
+    }
+
+    /// What a client is told to connect to.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        vec![self.node.client_address().to_string()]
+    }
+}
+
+/// An authority and nodes `n1`, `n2`, ... of one cluster.
+pub struct Cluster {
+    /// The nodes, `n1` first.
+    pub nodes: Vec<Node>,
+    /// The authority, while it runs.
+    pub authority: Option<Daemon>,
+    authority_address: SocketAddr,
+    folder: TempDir,
+}
+
+impl Cluster {
+    /// Starts a new cluster and waits until it is whole.
+    ///
+    /// # Panics
+    /// When it does not become so.
+    #[must_use]
+    #[track_caller]
+    pub fn start(nodes: usize, environment: Environment) -> Self {
+        let folder = folder();
+        let authority = start_authority(&folder, "127.0.0.1:0");
+        let authority_address = authority.address("authority");
+        let address = authority_address.to_string();
+        let nodes = (1..=nodes).map(|number| {
+            let name = format!("n{number}");
+            let mut arguments = vec!["--authority", &address];
+            if number == 1 {
+                arguments.push("--bootstrap");
+            }
+            Node::new(&name, &folder.path().join(&name), &arguments, environment)
+        });
+        let nodes = nodes.collect();
+        let mut cluster = Self { nodes, authority: Some(authority), authority_address, folder };
+        for node in &mut cluster.nodes {
+            node.start();
+        }
+        cluster.wait_whole();
+        cluster
+    }
+
+    /// Kills the authority.
+    pub fn kill_authority(&mut self) {
+        if let Some(mut authority) = self.authority.take() {
+            authority.kill();
+        }
+    }
+
+    /// Starts the authority again, at its address.
+    pub fn restart_authority(&mut self) {
+        let address = self.authority_address.to_string();
+        self.authority = Some(start_authority(&self.folder, &address));
+    }
+
+    /// Where the authority listens.
+    #[must_use]
+    pub fn authority_address(&self) -> SocketAddr {
+        self.authority_address
+    }
+
+    /// What a client is told to connect to.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.client_address().to_string()).collect()
+    }
+
+    /// The place of the node that serves at the moment.
+    ///
+    /// # Errors
+    /// What each node said, when none does.
+    pub fn try_primary(&self) -> Result<usize, String> {
+        let statuses: Vec<_> = self.nodes.iter().map(Node::status).collect();
+        // Of two that think so, the one of the later view is right.
+        let serving = statuses.iter().enumerate().filter_map(|(place, status)| {
+            let status = status.as_ref().ok().filter(|status| status.serves())?;
+            Some((status.view, place))
+        });
+        serving.max().map(|(_, place)| place).ok_or_else(|| format!("{statuses:?}"))
+    }
+
+    /// Waits until a node serves; returns its place.
+    ///
+    /// # Panics
+    /// When none does within [`BOUND`].
+    #[track_caller]
+    #[must_use]
+    pub fn wait_primary(&self) -> usize {
+        wait_for("a node to serve", BOUND, || self.try_primary())
+    }
+
+    /// Waits until one node serves and every other one is its backup; returns the primary's place.
+    ///
+    /// # Panics
+    /// When that takes longer than [`BOUND`].
+    #[track_caller]
+    #[expect(clippy::must_use_candidate, reason = "mostly called to wait")]
+    pub fn wait_whole(&self) -> usize {
+        wait_for("a primary that serves, with every other node as backup", BOUND, || {
+            let primary = self.try_primary()?;
+            let view = self.nodes[primary].status()?;
+            if view.backups.len() + 1 < self.nodes.len() {
+                return Err(format!("{view:?}"));
+            }
+            for (place, node) in self.nodes.iter().enumerate() {
+                let status = node.status()?;
+                let role = if place == primary { "primary" } else { "backup" };
+                if status.role != role || status.view != view.view {
+                    return Err(format!("{status:?} while the primary is at {view:?}"));
+                }
+            }
+            Ok(primary)
+        })
+    }
+
+    /// The place of some node that is not `primary`.
+    #[must_use]
+    pub fn other(&self, primary: usize) -> usize {
+        (primary + 1) % self.nodes.len()
+    }
+}
+
+fn start_authority(folder: &TempDir, address: &str) -> Daemon {
+    let data = folder.path().join("authority");
+    let data = data.to_str().expect("temporary folders have readable names");
+    let arguments = ["authority", "--data", data, "--listen", address].map(str::to_owned);
+    let mut authority = Daemon::onced("authority", &arguments, &[]);
+    if let Err(Exit { status, stderr }) = authority.ready() {
+        panic!("the authority ended with {status} at its start:\n{stderr}");
+    }
+    authority
+}
