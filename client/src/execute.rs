@@ -5,13 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use onlyonce_wire::check::check_size;
 use onlyonce_wire::client::{
     Answer, Consequence, Execute, ExecuteId, Operation, Outcome, Part, Read, Refusal, Request,
-    Write,
 };
-use onlyonce_wire::limits::{
-    KEY_BYTES_MAX, OPERATION_BYTES_MAX, REPLY_BYTES_MAX, TXN_OPERATIONS_MAX, VALUE_BYTES_MAX,
-};
+use onlyonce_wire::limits::{OPERATION_BYTES_MAX, REPLY_BYTES_MAX};
 use onlyonce_wire::{IdempotencyKey, codec};
 
 use crate::cluster::Cluster;
@@ -29,7 +27,7 @@ pub(crate) struct Inner {
 impl Inner {
     /// Executes an operation exactly once.
     pub(crate) async fn execute(&self, operation: &Operation) -> Result<Outcome, Error> {
-        check_operation(operation).map_err(Error::Refused)?;
+        operation.check().map_err(Error::Refused)?;
         let operation: Bytes = codec::encode(operation).into();
         check_size(Part::Operation, operation.len(), OPERATION_BYTES_MAX)
             .map_err(Error::Refused)?;
@@ -176,7 +174,7 @@ impl Inner {
 
     /// Reads, as often as it takes.
     pub(crate) async fn read(&self, read: Read) -> Result<Outcome, Error> {
-        check_read(&read).map_err(Error::Refused)?;
+        read.check().map_err(Error::Refused)?;
         let request = codec::encode(&Request::Read(read));
         let mut progress = Progress::default();
         let reading = self.cluster.call(&request, &mut progress);
@@ -210,50 +208,6 @@ fn fresh_key() -> IdempotencyKey {
     let random = rand::random::<u128>() & ((1 << 80) - 1);
     let shaped = (milliseconds | random) & !(0xf << 76) & !(0b11 << 62) | 0x7 << 76 | 0b10 << 62;
     IdempotencyKey::new(shaped.to_be_bytes().to_vec()).expect("16 bytes are a fine key")
-}
-
-fn check_size(what: Part, bytes: usize, limit: usize) -> Result<(), Refusal> {
-    if bytes <= limit {
-        return Ok(());
-    }
-    Err(Refusal::TooLarge { what, bytes: bytes as u64, limit: limit as u64 })
-}
-
-fn check_read(read: &Read) -> Result<(), Refusal> {
-    match read {
-        Read::Get { key } => check_size(Part::Key, key.len(), KEY_BYTES_MAX),
-        Read::Scan { start, end, limit: _ } => {
-            check_size(Part::Key, start.len(), KEY_BYTES_MAX)?;
-            check_size(Part::Key, end.as_ref().map_or(0, Bytes::len), KEY_BYTES_MAX)
-        }
-    }
-}
-
-/// Finds what the server would refuse for its size, before it is sent.
-fn check_operation(operation: &Operation) -> Result<(), Refusal> {
-    let key = |key: &Bytes| check_size(Part::Key, key.len(), KEY_BYTES_MAX);
-    let value = |value: &Bytes| check_size(Part::Value, value.len(), VALUE_BYTES_MAX);
-    let write = |write: &Write| match write {
-        Write::Put { key: k, value: v } | Write::Append { key: k, value: v } => {
-            key(k)?;
-            value(v)
-        }
-        Write::Incr { key: k, .. } | Write::Delete { key: k } | Write::Get { key: k } => key(k),
-    };
-    match operation {
-        Operation::Write(one) => write(one),
-        Operation::Cas { key: k, expected, value: v } => {
-            key(k)?;
-            expected.as_ref().map_or(Ok(()), value)?;
-            value(v)
-        }
-        Operation::Txn { compares, writes } => {
-            check_size(Part::Transaction, compares.len(), TXN_OPERATIONS_MAX)?;
-            check_size(Part::Transaction, writes.len(), TXN_OPERATIONS_MAX)?;
-            compares.iter().try_for_each(|compare| key(&compare.key))?;
-            writes.iter().try_for_each(write)
-        }
-    }
 }
 
 #[cfg(test)]

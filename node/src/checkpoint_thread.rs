@@ -1,4 +1,5 @@
-//! The thread that folds frozen generations into the tables.
+//! The thread that folds frozen generations into the tables, and drops them afterwards: freeing all
+//! their rows takes longer than the core may be held up.
 
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -12,15 +13,30 @@ use crate::counters::Counters;
 use crate::exit;
 use crate::watchdog::Watched;
 
-/// Folds until no more generations come.
+/// What the core asks of this thread.
+pub enum Work {
+    /// Fold; ends in `Event::Checkpointed`.
+    Fold(Generation),
+    /// Drop: nobody reads it any more.
+    Release(Generation),
+}
+
+/// Folds until no more work comes.
 pub fn run(
     mut checkpointer: Checkpointer,
-    generations: &Receiver<Generation>,
+    work: &Receiver<Work>,
     core: &Arc<CoreQueue>,
     counters: &Arc<Counters>,
     watched: &Watched,
 ) {
-    while let Ok(generation) = generations.recv() {
+    while let Ok(work) = work.recv() {
+        let generation = match work {
+            Work::Fold(generation) => generation,
+            Work::Release(generation) => {
+                drop(generation);
+                continue;
+            }
+        };
         let began = Instant::now();
         let underway = watched.begin();
         if let Err(error) = checkpointer.fold(&generation) {
@@ -29,8 +45,6 @@ pub fn run(
         drop(underway);
         counters.checkpoints.add(1);
         tracing::debug!("a checkpoint took {} ms", began.elapsed().as_millis());
-        // Its rows may be dropped by the core now, after its readers.
-        drop(generation);
         core.send(Event::Checkpointed);
     }
 }

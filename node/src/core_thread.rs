@@ -17,6 +17,7 @@ use onlyonce_wire::status::NodeStatus;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::authority::agent::Agent;
+use crate::checkpoint_thread::Work;
 use crate::clients::Connections;
 use crate::clock;
 use crate::exit;
@@ -107,7 +108,7 @@ pub struct Outlets {
     pub connections: Arc<Connections>,
     pub peers: Arc<Peers>,
     pub log: LogQueue,
-    pub checkpoints: Sender<onlyonce_storage::Generation>,
+    pub checkpoints: Sender<Work>,
     /// None for a node alone.
     pub authority: Option<Agent>,
     pub status: watch::Sender<NodeStatus>,
@@ -212,9 +213,12 @@ impl CoreThread {
                 Effect::Propose { expected, register } => {
                     self.authority().propose(expected, register);
                 }
+                // These fail only when the checkpoint thread has ended: the process is ending.
                 Effect::Checkpoint(generation) => {
-                    // Fails only when the checkpoint thread has ended: the process is ending.
-                    let _ = outlets.checkpoints.send(generation);
+                    let _ = outlets.checkpoints.send(Work::Fold(generation));
+                }
+                Effect::Release(generation) => {
+                    let _ = outlets.checkpoints.send(Work::Release(generation));
                 }
                 Effect::Stop(reason) => exit::stop(&reason),
             }

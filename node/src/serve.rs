@@ -201,15 +201,9 @@ impl Node {
             Agent::start(runtime.handle(), client, core, faults)
         });
         let (log, log_inbox) = LogQueue::new();
-        let (checkpoints, generations) = mpsc::channel();
-        let log_thread = start_disk_threads(
-            &common,
-            config,
-            opened.log,
-            log_inbox,
-            opened.checkpointer,
-            generations,
-        )?;
+        let (checkpoints, folds) = mpsc::channel();
+        let log_thread =
+            start_disk_threads(&common, config, opened.log, log_inbox, opened.checkpointer, folds)?;
         let outlets = Outlets {
             connections,
             peers: Arc::clone(&peers),
@@ -336,7 +330,7 @@ fn start_disk_threads(
     log: LogWriter,
     inbox: LogInbox,
     checkpointer: onlyonce_storage::Checkpointer,
-    generations: mpsc::Receiver<onlyonce_storage::Generation>,
+    folds: mpsc::Receiver<checkpoint_thread::Work>,
 ) -> Result<JoinHandle<()>, ExitError> {
     let log_watched = Watched::new("log", config.flush_timeout);
     // A checkpoint is many flushes, with pauses; its disk is the log's, which is watched closely.
@@ -344,7 +338,7 @@ fn start_disk_threads(
     let watched = [Arc::clone(&log_watched), Arc::clone(&fold_watched)];
     let (core, counters) = (Arc::clone(&common.core), Arc::clone(&common.counters));
     spawn("checkpoint", move || {
-        checkpoint_thread::run(checkpointer, &generations, &core, &counters, &fold_watched);
+        checkpoint_thread::run(checkpointer, &folds, &core, &counters, &fold_watched);
     })?;
     spawn("watchdog", move || watchdog::run(&watched))?;
     let (core, counters) = (Arc::clone(&common.core), Arc::clone(&common.counters));

@@ -121,9 +121,10 @@ impl DuplicateTable {
         first_unacked: Seq,
         fingerprint: Fingerprint,
     ) -> Result<Verdict, Stop> {
-        if seq == Seq(0) || first_unacked == Seq(0) || first_unacked > seq {
+        if first_unacked == Seq(0) || first_unacked > seq || seq == Seq(u64::MAX) {
             let text = format!(
-                "seq {seq} with first_unacked {first_unacked}: 1 ≤ first_unacked ≤ seq is needed"
+                "seq {seq} with first_unacked {first_unacked}: 1 ≤ first_unacked ≤ seq < {} is needed",
+                u64::MAX
             );
             return Ok(Verdict::NotNow(Refusal::Invalid(text)));
         }
@@ -139,7 +140,7 @@ impl DuplicateTable {
             return known_reply(value, fingerprint, saved.index);
         }
         let watermark = live.row.first_unacked.max(first_unacked);
-        if seq.0 >= watermark.0.saturating_add(limits::WINDOW) {
+        if seq.0 - watermark.0 >= limits::WINDOW {
             let refusal = Refusal::WindowFull { first_unacked: watermark, window: limits::WINDOW };
             return Ok(Verdict::NotNow(refusal));
         }
@@ -213,7 +214,9 @@ impl DuplicateTable {
         let live = self.sessions.get_mut(&session.id).expect("looked up before it is recorded");
         let mut row = live.row;
         let mut deletes = Vec::new();
-        for acked in row.first_unacked.0..first_unacked.0.max(row.first_unacked.0) {
+        // However far the watermark moves, no reply was saved at or beyond the old window's end.
+        let end = first_unacked.0.min(row.first_unacked.0.saturating_add(limits::WINDOW));
+        for acked in row.first_unacked.0..end {
             let key = ReplyRow::key(session.id, Seq(acked));
             if let Some(value) = state.get(Table::Replies, &key)?.value {
                 row.saved_bytes -= value.len() as u64;

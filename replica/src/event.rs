@@ -148,6 +148,8 @@ pub enum Effect {
     },
     /// Fold a frozen generation into the tables.
     Checkpoint(Generation),
+    /// Drop a folded generation, best on another thread: that frees all its rows.
+    Release(Generation),
     /// Stop the process with this message and a non-zero exit: going on could break a promise.
     Stop(String),
 }

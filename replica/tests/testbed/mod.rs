@@ -227,7 +227,7 @@ impl Testbed {
         for effect in effects {
             match effect {
                 Effect::Reply { to, answer } => self.parcels.push(Parcel::Reply { to, answer }),
-                Effect::Know(_) => {}
+                Effect::Know(_) | Effect::Release(_) => {}
                 Effect::Send { to, message } => {
                     let to = self.nodes.iter().position(|node| node.member.store == to);
                     let to = to.expect("a known store");
