@@ -575,7 +575,7 @@ fn bad_operations_are_refused() {
     assert!(matches!(refusal(node.call(garbage)), Refusal::Invalid(_)));
     let long = "k".repeat(limits::KEY_BYTES_MAX + 1);
     let refused = refusal(node.call(request(session, 1, 1, &incr(&long, 1))));
-    assert!(matches!(refused, Refusal::TooLarge { bytes: 4097, limit: 4096, .. }), "{refused}");
+    assert!(matches!(refused, Refusal::TooLarge { size: 4097, limit: 4096, .. }), "{refused}");
     let fine = node.call(request(session, 1, 1, &incr("n", 1)));
     assert_eq!(outcome(&fine), (Outcome::Integer(1), false), "a refusal is not saved");
 }

@@ -83,7 +83,7 @@ fn check_value(value: &Bytes) -> Result<(), Refusal> {
 /// [`Refusal::TooLarge`], naming `what`.
 pub fn check_size(what: Part, size: usize, limit: usize) -> Result<(), Refusal> {
     if size > limit {
-        return Err(Refusal::TooLarge { what, bytes: size as u64, limit: limit as u64 });
+        return Err(Refusal::TooLarge { what, size: size as u64, limit: limit as u64 });
     }
     Ok(())
 }

@@ -404,12 +404,12 @@ pub enum Refusal {
     #[error("the server is busy: {0}")]
     Busy(Limit),
     /// Some part of the request is too long.
-    #[error("the {what} of {bytes} is too large: at most {limit} are allowed")]
+    #[error("the {what} is too large: {size} {}, at most {limit} are allowed", .what.unit())]
     TooLarge {
         /// Which part.
         what: Part,
-        /// Its size.
-        bytes: u64,
+        /// Its size, in [`Part::unit`]s.
+        size: u64,
         /// The most that is allowed.
         limit: u64,
     },
@@ -485,18 +485,29 @@ pub enum Limit {
 /// A part of a request that has a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Part {
-    /// A key: bytes.
-    #[error("key (bytes)")]
+    /// A key, in bytes.
+    #[error("key")]
     Key,
-    /// A value: bytes.
-    #[error("value (bytes)")]
+    /// A value, in bytes.
+    #[error("value")]
     Value,
-    /// The whole operation: bytes.
-    #[error("operation (bytes)")]
+    /// The whole operation, in bytes.
+    #[error("operation")]
     Operation,
-    /// A transaction: number of compares or of writes.
-    #[error("transaction (operations)")]
+    /// A transaction's compares, or its writes, in number.
+    #[error("transaction")]
     Transaction,
+}
+
+impl Part {
+    /// What its size counts.
+    #[must_use]
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Key | Self::Value | Self::Operation => "bytes",
+            Self::Transaction => "operations",
+        }
+    }
 }
 
 /// Tells two requests under one id apart: a 128-bit hash of the operation's bytes.
