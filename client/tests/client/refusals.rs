@@ -122,7 +122,7 @@ async fn sizes_are_checked_before_sending() {
     let error = client.get(key).await.expect_err("too long");
     assert_eq!(
         error.to_string(),
-        "refused: the key (bytes) of 4097 is too large: at most 4096 are allowed"
+        "refused: the key is too large: 4097 bytes, at most 4096 are allowed"
     );
     let value = vec![0; limits::VALUE_BYTES_MAX + 1];
     let error = client.put("k", value).await.expect_err("too long");
