@@ -306,7 +306,6 @@ pub fn get(nodes: &[SocketAddr], key: &str) -> Option<String> {
 /// # Panics
 /// When the answer is not one to an executed request.
 #[track_caller]
-#[expect(clippy::must_use_candidate, reason = "also called to be sure that it was executed")]
 pub fn executed(answer: Answer) -> (Bytes, bool) {
     match answer {
         Answer::Executed { reply, replayed } => (reply, replayed),

@@ -240,7 +240,7 @@ impl Lane {
             Ok(value) => {
                 self.open = None;
                 if value <= before {
-                    self.violation(format!(
+                    self.violation(&format!(
                         "counter {counter}: an increment returned {value}, after {before} was \
                          acknowledged"
                     ));
@@ -280,18 +280,18 @@ impl Lane {
                 if text.parse::<i64>().is_ok_and(|value| value >= before) {
                     return;
                 }
-                self.violation(format!(
+                self.violation(&format!(
                     "counter {counter}: a read returned {text:?}, after {before} was acknowledged"
                 ));
             }
-            Err(error) => self.violation(format!("a read without a deadline ended: {error}")),
+            Err(error) => self.violation(&format!("a read without a deadline ended: {error}")),
         }
     }
 
     /// Enters a request that ended with an error. With the library's defaults none does while the
     /// cluster keeps its promises, so each is worth a line.
     fn failed(&mut self, error: &Error) {
-        self.violation(format!("a request without a deadline ended: {error}"));
+        self.violation(&format!("a request without a deadline ended: {error}"));
         let open = self.open.take().expect("a request is under way");
         match (error, open) {
             (Error::Unresolved(_) | Error::BadReply(_), open) => self.enter_open(open),
@@ -307,7 +307,7 @@ impl Lane {
         }
     }
 
-    fn violation(&mut self, text: String) {
+    fn violation(&mut self, text: &str) {
         self.ledger.violations.push(format!("client {}: {text}", self.name));
     }
 }

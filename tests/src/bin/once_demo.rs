@@ -74,17 +74,16 @@ impl Cluster {
 struct Progress {
     stop: AtomicBool,
     kills: AtomicU64,
-    primary: Mutex<String>,
     doing: Mutex<String>,
 }
 
 impl Progress {
-    fn set(cell: &Mutex<String>, text: impl Into<String>) {
-        *cell.lock().unwrap_or_else(PoisonError::into_inner) = text.into();
+    fn now(&self, text: impl Into<String>) {
+        *self.doing.lock().unwrap_or_else(PoisonError::into_inner) = text.into();
     }
 
-    fn get(cell: &Mutex<String>) -> String {
-        cell.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn doing(&self) -> String {
+        self.doing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn stopped(&self) -> bool {
@@ -121,14 +120,13 @@ fn run(args: &Args) -> Result<bool, String> {
     println!("  time      ops/s   acknowledged   primary   kills   now");
 
     let progress = Arc::new(Progress::default());
-    Progress::set(&progress.primary, cluster.primary(HEAL)?);
+    cluster.primary(HEAL)?;
     let workload = Workload::start(config.clone());
     let killer = {
         let (cluster, progress) = (cluster.clone(), Arc::clone(&progress));
         std::thread::spawn(move || kill_in_turn(&cluster, &progress, seed))
     };
-    show(args, &workload, &progress, &killer, begun);
-    progress.stop.store(true, Ordering::Relaxed);
+    show(args, &cluster, &workload, &progress, &killer);
     killer.join().map_err(|_| "the thread that kills nodes panicked".to_owned())??;
 
     println!();
@@ -141,33 +139,31 @@ fn run(args: &Args) -> Result<bool, String> {
     Ok(conclude(args, &report, progress.kills.load(Ordering::Relaxed), begun.elapsed()))
 }
 
-/// One line a second until time is up and enough was killed.
+/// One line a second, until time is up, enough was killed, and what was killed runs again.
 fn show(
     args: &Args,
+    cluster: &Cluster,
     workload: &Workload,
     progress: &Progress,
     killer: &std::thread::JoinHandle<Result<(), String>>,
-    begun: Instant,
 ) {
-    let (mut lines, mut before, mut last) = (0, 0, Instant::now());
-    let load = Instant::now();
-    loop {
+    let begun = Instant::now();
+    let (mut before, mut last) = (0, begun);
+    for line in 1.. {
         let kills = progress.kills.load(Ordering::Relaxed);
-        let over = load.elapsed() >= Duration::from_secs(args.seconds);
-        if killer.is_finished() || (over && kills >= args.kills) {
+        if begun.elapsed() >= Duration::from_secs(args.seconds) && kills >= args.kills {
+            progress.stop.store(true, Ordering::Relaxed);
+        }
+        if killer.is_finished() {
             return;
         }
-        lines += 1;
-        wait::moment((load + Duration::from_secs(lines)).saturating_duration_since(Instant::now()));
+        wait::moment((begun + Duration::from_secs(line)).saturating_duration_since(Instant::now()));
         let acknowledged = workload.acknowledged();
         let rate = (acknowledged - before) as f64 / last.elapsed().as_secs_f64();
         (before, last) = (acknowledged, Instant::now());
-        let (primary, doing) = (Progress::get(&progress.primary), Progress::get(&progress.doing));
-        let kills = progress.kills.load(Ordering::Relaxed);
-        println!(
-            "{:>4} s {rate:>10.0} {acknowledged:>14}   {primary:<7} {kills:>7}   {doing}",
-            begun.elapsed().as_secs(),
-        );
+        let primary = cluster.run(&["primary"]).unwrap_or_else(|_| "-".to_owned());
+        let (doing, kills) = (progress.doing(), progress.kills.load(Ordering::Relaxed));
+        println!("{line:>4} s {rate:>10.0} {acknowledged:>14}   {primary:<7} {kills:>7}   {doing}");
     }
 }
 
@@ -176,7 +172,7 @@ fn kill_in_turn(cluster: &Cluster, progress: &Progress, seed: u64) -> Result<(),
     let mut random = StdRng::seed_from_u64(seed);
     let limit = Duration::from_secs(15);
     for round in 0_u64.. {
-        Progress::set(&progress.doing, "");
+        progress.now("");
         wait::moment(Duration::from_millis(random.random_range(200..700)));
         if progress.stopped() {
             return Ok(());
@@ -193,26 +189,20 @@ fn kill_in_turn(cluster: &Cluster, progress: &Progress, seed: u64) -> Result<(),
             cluster.run(&["kill", victim])?;
             progress.kills.fetch_add(1, Ordering::Relaxed);
         }
-        Progress::set(&progress.doing, format!("kill -9 {named} ({what})"));
-        if victims.len() == 2 || round % 5 == 0 {
-            Progress::set(&progress.primary, "-");
-        }
+        progress.now(format!("kill -9 {named} ({what})"));
         if victims.len() == 1 {
             // Sometimes long enough for a new view, sometimes back before it.
             wait::moment(Duration::from_millis(random.random_range(100..1200)));
-            Progress::set(&progress.doing, format!("{named} is down"));
+            progress.now(format!("{named} is down"));
         }
         for victim in &victims {
             cluster.run(&["start", victim])?;
         }
-        Progress::set(&progress.doing, format!("{named} restarted"));
-        let now = cluster.primary(limit)?;
-        Progress::set(&progress.primary, now);
+        progress.now(format!("{named} restarted"));
         // Whole again before the next: else a kill could hit the only copy, which is allowed but
         // shows nothing.
         wait::poll(limit, || cluster.is_whole())
             .map_err(|status| format!("not whole {limit:?} after {named} was killed: {status}"))?;
-        Progress::set(&progress.primary, cluster.primary(limit)?);
     }
     Ok(())
 }
