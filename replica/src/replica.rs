@@ -125,7 +125,7 @@ pub enum StartError {
     Unreadable(String),
     /// A lone node's store, opened for a cluster.
     #[error(
-        "this data folder belongs to a lone node, but --authority was given: start it without --authority, or give the node a new, empty folder (with --authority and --bootstrap on an empty register a lone store is not converted by this release)"
+        "this data folder belongs to a lone node, but --authority was given: start it without --authority, or with --bootstrap beside it to make it the first primary of a new cluster, or give the node a new, empty folder"
     )]
     StoreIsLone,
     /// A cluster's store, opened alone.
@@ -169,9 +169,11 @@ impl Replica {
             Saved::decode(saved).map_err(|error| StartError::Unreadable(error.to_string()))?;
         match (saved.owner, config.mode) {
             (None, _)
-            | (Some(Owner::Lone), Mode::Lone)
+            | (Some(Owner::Lone), Mode::Lone | Mode::Cluster { bootstrap: true })
             | (Some(Owner::Cluster(_)), Mode::Cluster { .. }) => {}
-            (Some(Owner::Lone), Mode::Cluster { .. }) => return Err(StartError::StoreIsLone),
+            (Some(Owner::Lone), Mode::Cluster { bootstrap: false }) => {
+                return Err(StartError::StoreIsLone);
+            }
             (Some(Owner::Cluster(id)), Mode::Lone) => {
                 return Err(StartError::StoreIsInCluster(id));
             }

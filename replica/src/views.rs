@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use onlyonce_storage::View;
+use onlyonce_storage::{Index, View};
 use onlyonce_wire::authority::{Member, Register, Revision, Versioned};
 use onlyonce_wire::{ClusterId, ProposalId, StoreId};
 use rand::Rng;
@@ -128,6 +128,12 @@ impl Replica {
     /// A register of another cluster, of another incarnation, or of an older view than this store
     /// took part in, means that going on could contradict somebody.
     fn check_register(&self, register: &Register) -> Result<(), Stop> {
+        if self.saved.owner == Some(Owner::Lone) {
+            return Err(Stop(format!(
+                "the authority holds the view of cluster {}, but this data folder belongs to a lone node: start it alone, or give the node a new, empty folder",
+                register.cluster
+            )));
+        }
         if let Some(Owner::Cluster(mine)) = self.saved.owner {
             if register.cluster != mine {
                 return Err(Stop(format!(
@@ -194,26 +200,34 @@ impl Replica {
         self.adopt(register, revision);
     }
 
-    /// The register was never written.
+    /// The register was never written. With `--bootstrap` an empty store, or a lone node's, makes
+    /// a new cluster; an earlier attempt at that which may have failed is no reason not to.
     fn start_without_register(&mut self, revision: Revision) -> Result<(), Stop> {
-        let empty =
-            self.state.last().1 == onlyonce_storage::Index::ZERO && self.saved.view == View(0);
         let Mode::Cluster { bootstrap } = self.config.mode else { return Ok(()) };
-        if !empty {
+        let Role::Starting(starting) = &self.role else { return Ok(()) };
+        let empty = self.state.last().1 == Index::ZERO && self.saved.view == View(0);
+        let lone = self.saved.owner == Some(Owner::Lone);
+        let tried = starting.leftover.is_some_and(|leftover| leftover.expected == revision);
+        if self.proposal.is_some() {
+            return Ok(());
+        }
+        if !(empty || lone || tried) {
             return Err(Stop(LOST_REGISTER.to_owned()));
         }
-        if !bootstrap || self.proposal.is_some() {
+        if !bootstrap {
             return Ok(());
         }
         let cluster = match self.saved.owner {
             Some(Owner::Cluster(id)) => id,
-            Some(Owner::Lone) | None => ClusterId(self.rng.random()),
+            // Clients of the lone node know it by this id, and their sessions live on.
+            Some(Owner::Lone) => ClusterId(self.config.me.store.0),
+            None => ClusterId(self.rng.random()),
         };
         self.saved.owner = Some(Owner::Cluster(cluster));
         let register = Register {
             cluster,
             incarnation: self.saved.incarnation,
-            view: onlyonce_wire::View(1),
+            view: onlyonce_wire::View(self.saved.view.next().0),
             proposal: ProposalId(self.rng.random()),
             bumps: 0,
             primary: self.config.me.clone(),

@@ -5,6 +5,9 @@
 
 mod testbed;
 
+use std::time::Duration;
+
+use onlyonce_replica::Moment;
 use testbed::{CALM, Faults, Testbed};
 
 fn seeds(count: u64) -> Vec<u64> {
@@ -70,5 +73,29 @@ fn three_nodes_survive_faults() {
     let faults = Faults { lost_per_mille: 30, repeated_per_mille: 30, kills: 60, partitions: 60 };
     for seed in seeds(40) {
         run(3, seed, faults, 40_000);
+    }
+}
+
+/// A lone node with data and sessions becomes the first primary of a cluster, which goes on where
+/// it was; a kill at any moment of that is survived.
+#[test]
+fn a_lone_node_becomes_a_cluster() {
+    for seed in seeds(20) {
+        let mut world = Testbed::new(seed, 2, 4, CALM);
+        world.lone = true;
+        world.hold(1, Moment(u64::MAX));
+        for _ in 0..5_000 {
+            world.step();
+        }
+        let before: i64 = world.clients.iter().map(|client| client.acknowledged).sum();
+        assert!(before > 20, "only {before} requests were served alone");
+        world.lone = false;
+        world.kill(0, Duration::ZERO);
+        world.hold(1, world.now);
+        world.faults = Faults { kills: 100, lost_per_mille: 30, ..CALM };
+        for _ in 0..20_000 {
+            world.step();
+        }
+        world.heal_and_audit();
     }
 }

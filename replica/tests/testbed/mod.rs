@@ -102,7 +102,8 @@ pub struct Testbed {
     pub kills: u64,
     /// The primaries that were seen, by view: there is at most one each.
     primaries: BTreeMap<u64, StoreId>,
-    lone: bool,
+    /// Whether nodes are started alone, without the authority.
+    pub lone: bool,
 }
 
 impl Testbed {
@@ -190,6 +191,11 @@ impl Testbed {
         self.nodes[at].restart_at = self.now.after(restart_after);
         self.generation[at] += 1;
         self.kills += 1;
+    }
+
+    /// Keeps a node from being started before `until`.
+    pub fn hold(&mut self, at: usize, until: Moment) {
+        self.nodes[at].restart_at = until;
     }
 
     /// The number of the newest view.
