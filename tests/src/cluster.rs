@@ -467,7 +467,7 @@ impl Cluster {
     /// # Panics
     /// When none does within [`BOUND`].
     #[track_caller]
-    #[must_use]
+    #[expect(clippy::must_use_candidate, reason = "also called to wait")]
     pub fn wait_primary(&self) -> usize {
         wait_for("a node to serve", BOUND, || self.try_primary())
     }
