@@ -202,7 +202,15 @@ impl Replica {
                 return Ok(());
             }
             let before = Index(progress.next.0 - 1);
-            let Some(before_view) = self.state.view_at(before)? else {
+            let records = if progress.next > last {
+                Vec::new()
+            } else {
+                self.state.records(progress.next, APPEND_BYTES_MAX)?
+            };
+            // Index 0 has a view in every log, and so may have records after it that are gone.
+            let gone = progress.next <= last && records.is_empty();
+            let before_view = self.state.view_at(before)?.filter(|_| !gone);
+            let Some(before_view) = before_view else {
                 tracing::warn!(
                     follower = progress.member.name,
                     needs = progress.next.0,
@@ -211,11 +219,6 @@ impl Replica {
                 );
                 primary.followers.remove(&store);
                 return Ok(());
-            };
-            let records = if progress.next > last {
-                Vec::new()
-            } else {
-                self.state.records(progress.next, APPEND_BYTES_MAX)?
             };
             let end = records.last().map_or(before, |record| record.index);
             let bytes = records.iter().map(|record| record.bytes()).sum();
