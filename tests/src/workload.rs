@@ -3,7 +3,7 @@
 //!
 //! A [`Ledger`] is what they know at the end: what was acknowledged, and what is open. Each reply is
 //! also checked on its way, against the order of real time: an increment must return more than any
-//! value that was acknowledged before it began, and a read at least that.
+//! value that a reply told of before it began, and a read at least that.
 
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -126,7 +126,7 @@ struct Shared {
     config: WorkloadConfig,
     stop: AtomicBool,
     acknowledged: AtomicU64,
-    /// By counter: the highest value that was acknowledged.
+    /// By counter: the highest value that a reply told of.
     highest: Vec<AtomicI64>,
     ledgers: Mutex<Ledger>,
 }
@@ -277,7 +277,8 @@ impl Lane {
         match self.client.get(key).await {
             Ok(value) => {
                 let text = value.as_deref().map_or("0".into(), String::from_utf8_lossy);
-                if text.parse::<i64>().is_ok_and(|value| value >= before) {
+                if let Some(value) = text.parse().ok().filter(|value| *value >= before) {
+                    self.shared.highest[counter].fetch_max(value, Ordering::SeqCst);
                     return;
                 }
                 self.violation(&format!(

@@ -118,7 +118,9 @@ fn happen(mishap: Mishap, cluster: &mut Cluster, random: &mut StdRng) {
 #[track_caller]
 fn run(test: &str, nodes: usize, environment: Environment, share: u64) {
     let mut random = seed::rng(test);
-    let mut cluster = Cluster::start(nodes, environment);
+    // An emptied node is fed from the first record on: the log keeps everything.
+    let environment = [environment, &[("ONCED_LOG_TAIL_BYTES", "68719476736")]].concat();
+    let mut cluster = Cluster::start(nodes, &environment);
     let config = WorkloadConfig::new(cluster.addresses(), random.random());
     let workload = Workload::start(config.clone());
     let seconds = std::env::var("ONCE_CHAOS_SECONDS").ok().and_then(|text| text.parse().ok());

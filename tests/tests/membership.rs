@@ -93,3 +93,31 @@ fn an_emptied_node_alone_never_serves() {
     cluster.nodes[1].start();
     cluster.wait_whole();
 }
+
+/// A node whose disk was emptied when the log no longer holds the beginning: it can be a stranger for
+/// as long as it likes, but the others go on, and it never leads without what they have.
+#[test]
+fn a_stranger_that_needs_pruned_records_harms_nobody() {
+    let pruning = [
+        ("ONCED_LOG_TAIL_BYTES", "65536"),
+        ("ONCED_CHECKPOINT_BYTES", "65536"),
+        ("ONCED_CHECKPOINT_INTERVAL_MS", "50"),
+    ];
+    let mut cluster = Cluster::start(2, &pruning);
+    let (config, ledger) =
+        load(&cluster, 2_000, "a_stranger_that_needs_pruned_records_harms_nobody");
+    let primary = cluster.wait_whole();
+    let backup = cluster.other(primary);
+    cluster.nodes[primary].wait_status("to checkpoint", |status| status.applied > 100);
+    cluster.nodes[backup].kill();
+    cluster.nodes[backup].empty_disk();
+    cluster.nodes[backup].start();
+    cluster.nodes[backup].wait_status("to follow", |status| {
+        assert_ne!(status.role, "primary", "an emptied node leads: {status:?}");
+        status.view > 2
+    });
+    let (more, more_ledger) = load(&cluster, 500, "more");
+    assert_eq!(cluster.wait_primary(), primary);
+    audit::audit(&config, &ledger).expect("everything can be read").assert_clean();
+    audit::audit(&more, &more_ledger).expect("everything can be read").assert_clean();
+}
