@@ -125,7 +125,7 @@ pub enum Command {
         /// The value, or '-'
         value: OsString,
     },
-    /// Print rows in key order, a line each: KEY<TAB>VALUE
+    /// Print rows in key order, a line each: `KEY<TAB>VALUE`
     ///
     /// Tabs, newlines, backslashes and bytes that are not UTF-8 are printed as \t, \n, \\ and \xNN.
     /// A long scan is read page by page, and each page is linearizable by itself.
