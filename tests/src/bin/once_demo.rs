@@ -25,7 +25,7 @@ struct Args {
     #[arg(long, value_name = "FILE")]
     cluster: PathBuf,
     /// How long the load runs.
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
     /// The fewest kills; the load runs on until then.
     #[arg(long, default_value_t = 10)]
@@ -179,9 +179,9 @@ fn kill_in_turn(cluster: &Cluster, progress: &Progress, seed: u64) -> Result<(),
         }
         let primary = cluster.primary(limit)?;
         let backup = if primary == "n1" { "n2" } else { "n1" };
-        let (victims, what): (Vec<&str>, _) = match round % 5 {
-            0 | 3 => (vec![&primary], "the primary"),
-            1 | 2 => (vec![backup], "the backup"),
+        let (victims, what): (Vec<&str>, _) = match round % 3 {
+            0 => (vec![&primary], "the primary"),
+            1 => (vec![backup], "the backup"),
             _ => (vec![&primary, backup], "both nodes"),
         };
         let named = victims.join(" and ");
@@ -198,7 +198,7 @@ fn kill_in_turn(cluster: &Cluster, progress: &Progress, seed: u64) -> Result<(),
         for victim in &victims {
             cluster.run(&["start", victim])?;
         }
-        progress.now(format!("{named} restarted"));
+        progress.now(format!("{named} started again"));
         // Whole again before the next: else a kill could hit the only copy, which is allowed but
         // shows nothing.
         wait::poll(limit, || cluster.is_whole())
