@@ -78,7 +78,7 @@ impl ClientBuilder {
 
     /// For a program that sends one request and ends: each request goes under a fresh random key
     /// rather than in a session, which saves opening and closing one. Many requests are cheaper in a
-    /// session: the cluster remembers keys for a day, but a session's replies only until the next
+    /// session: the cluster remembers a key for long, but a session's replies only until the next
     /// request.
     pub fn one_shot(mut self) -> Self {
         self.options.one_shot = true;

@@ -200,8 +200,7 @@ impl Inner {
     }
 }
 
-/// A key that nobody else has, in the shape of a `UUIDv7` (RFC 9562, section 5.7): its time tells the
-/// cluster for how long to remember it.
+/// A key that nobody else has, in the shape of a `UUIDv7` (RFC 9562, section 5.7).
 fn fresh_key() -> IdempotencyKey {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let milliseconds = since.as_millis() << 80;

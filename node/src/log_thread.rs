@@ -190,8 +190,8 @@ impl LogThread {
         let _underway = self.watched.begin();
         write(&mut self.log).unwrap_or_else(|error| {
             exit::stop(&format!(
-                "could not {what}: {error}; what is on disk is unknown, so nothing more is \
-                 acknowledged. Check the disk, then start again"
+                "could not {what}: {error}. What is on disk is unknown now, so nothing more is \
+                 acknowledged"
             ))
         })
     }

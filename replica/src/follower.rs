@@ -240,7 +240,6 @@ impl Replica {
             member: self.config.me.clone(),
             process: self.process,
             committed: self.state.committed(),
-            last: self.state.last().1,
         };
         self.send(to, message);
     }

@@ -7,7 +7,7 @@
 //!
 //! - `requests` → what the primary does with a client's request,
 //! - `duplicates` → which requests ran, and what they were answered,
-//! - [`kv`] → what an operation does to rows,
+//! - `kv` → what an operation does to rows,
 //! - `primary` → records, followers, commit, leases,
 //! - `follower` → a backup's or learner's side of it,
 //! - `progress` → what the primary knows of one follower,
@@ -15,8 +15,8 @@
 //! - `checkpoint` → when entries are folded into the tables.
 //!
 //! # Properties
-//! The invariants I1–I10 are stated, and argued for, in `docs/replication.md`; each is repeated on
-//! the type that keeps it.
+//! The invariants are stated, and argued for, in `docs/replication.md`; those that one type keeps are
+//! repeated on it.
 //!
 //! # Life of a put
 //! [`Event::Request`] → looked up in the duplicate table → executed against the newest staged state
@@ -29,13 +29,14 @@ mod config;
 mod duplicates;
 mod event;
 mod follower;
-pub mod kv;
+mod kv;
+mod limits;
 mod message;
 mod primary;
 mod progress;
 mod replica;
 mod requests;
-pub mod rows;
+mod rows;
 mod saved;
 mod views;
 
@@ -43,4 +44,3 @@ pub use config::{Config, DRIFT_PER_MILLE, Mode, Timing};
 pub use event::{Effect, Event, Moment, ProposalResult, ReplyTo};
 pub use message::{PeerHello, PeerMessage, Position};
 pub use replica::{Replica, StartError, Stop};
-pub use saved::{Owner, Saved, SavedProposal};

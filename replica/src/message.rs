@@ -79,7 +79,8 @@ pub enum PeerMessage {
         /// The committed index on which they differ.
         index: Index,
     },
-    /// A node that is no replica asks the primary to feed it.
+    /// A follower that hears nothing, or nothing of where the logs match, asks the view's primary to
+    /// feed it.
     Join {
         /// Who asks.
         member: Member,
@@ -87,8 +88,6 @@ pub enum PeerMessage {
         process: u64,
         /// The highest index that it knows to be committed.
         committed: Index,
-        /// The first index that its log could take next is at most this one plus one.
-        last: Index,
     },
     /// A restarted primary asks its backups for records of its view beyond its own last one.
     FetchTail {

@@ -19,20 +19,10 @@ use rand::Rng;
 use crate::duplicates::DuplicateTable;
 use crate::event::{Effect, Moment, ReplyTo};
 use crate::follower::Follower;
+use crate::limits::{APPEND_BYTES_MAX, RECORD_BYTES_TARGET, RECORDS_IN_FLIGHT_MAX};
 use crate::message::{PeerMessage, Position};
-use crate::progress::{APPEND_BYTES_MAX, Progress};
+use crate::progress::Progress;
 use crate::replica::{Replica, Role, Stop};
-
-/// The most closed records that are not yet committed; more work gathers in the open record.
-const RECORDS_IN_FLIGHT_MAX: u64 = 4;
-/// The open record is closed when its entries reach this many bytes, whatever is in flight.
-const RECORD_BYTES_TARGET: usize = 1 << 20;
-
-const _: () = assert!(
-    RECORD_BYTES_TARGET + limits::ENTRY_BYTES_MAX + limits::REPLY_BYTES_MAX + (256 << 10)
-        <= onlyonce_storage::limits::RECORD_BYTES_MAX,
-    "the last entry of a record fits"
-);
 
 /// What a primary knows beside its log.
 pub(crate) struct Primary {
@@ -48,6 +38,8 @@ pub(crate) struct Primary {
     waiters: BTreeMap<Index, Vec<(ReplyTo, Answer)>>,
     last_heartbeat: Moment,
     last_expiry: Moment,
+    /// Processes whose needs the log no longer meets; each was told of once.
+    too_far_behind: BTreeSet<u64>,
     /// What is remembered of stores that were dropped from the view.
     dropped: HashMap<StoreId, Progress>,
 }
@@ -81,6 +73,7 @@ impl Replica {
             waiters: BTreeMap::new(),
             last_heartbeat: self.now,
             last_expiry: self.now,
+            too_far_behind: BTreeSet::new(),
             dropped: HashMap::new(),
         };
         self.role = Role::Primary(Box::new(primary));
@@ -211,12 +204,7 @@ impl Replica {
             let gone = progress.next <= last && records.is_empty();
             let before_view = self.state.view_at(before)?.filter(|_| !gone);
             let Some(before_view) = before_view else {
-                tracing::warn!(
-                    follower = progress.member.name,
-                    needs = progress.next.0,
-                    first = self.state.first().0,
-                    "a follower needs records that are no longer in the log"
-                );
+                // When it asks again it is told that it cannot be fed.
                 primary.followers.remove(&store);
                 return Ok(());
             };
@@ -310,6 +298,17 @@ impl Replica {
             return Ok(());
         }
         self.effects.push(Effect::Know(member.clone()));
+        if next < self.state.first() && next <= self.state.last().1 {
+            if primary.too_far_behind.insert(process) {
+                tracing::warn!(
+                    follower = member.name,
+                    needs = next.0,
+                    first = self.state.first().0,
+                    "a follower needs records that are no longer in the log: it cannot join"
+                );
+            }
+            return Ok(());
+        }
         let met = primary.followers.contains_key(&from);
         if !met && primary.followers.len() >= limits::REPLICAS_MAX {
             return Ok(());

@@ -8,11 +8,8 @@ use onlyonce_wire::authority::Member;
 
 use crate::config::Timing;
 use crate::event::Moment;
+use crate::limits::IN_FLIGHT_BYTES_MAX;
 
-/// The most bytes of records on their way to one follower.
-pub(crate) const IN_FLIGHT_BYTES_MAX: usize = 16 << 20;
-/// The most bytes of records in one append, but always at least one record.
-pub(crate) const APPEND_BYTES_MAX: usize = 1 << 20;
 /// The most heartbeats without an echo that are remembered.
 const HEARTBEATS_MAX: usize = 64;
 /// How long a dropped store must acknowledge promptly before it is proposed again.

@@ -12,6 +12,7 @@ use rand::rngs::StdRng;
 
 use crate::checkpoint::Checkpointing;
 use crate::config::{Config, Mode};
+use crate::duplicates::DuplicateTable;
 use crate::event::{Effect, Event, Moment};
 use crate::follower::Follower;
 use crate::message::{PeerMessage, Position};
@@ -75,6 +76,21 @@ pub(crate) enum Role {
     Primary(Box<Primary>),
     Follower(Follower),
     Stopped,
+}
+
+impl Role {
+    /// The duplicate table of an open primary.
+    ///
+    /// # Panics
+    /// If this is none: requests go no further at other nodes.
+    pub(crate) fn open_table(&mut self) -> &mut DuplicateTable {
+        match self {
+            Self::Primary(primary) => primary.table.as_mut().expect("the primary is open"),
+            Self::Starting(_) | Self::Recovering(_) | Self::Follower(_) | Self::Stopped => {
+                panic!("only an open primary looks at requests")
+            }
+        }
+    }
 }
 
 /// A value of the register and the revision at which it was seen.
@@ -255,7 +271,7 @@ impl Replica {
             PeerMessage::HoldsCommitted { view, index } => {
                 self.on_holds_committed(from, view, index)?;
             }
-            PeerMessage::Join { member, process, committed, last: _ } => {
+            PeerMessage::Join { member, process, committed } => {
                 self.on_join(from, member, process, committed)?;
             }
         }
@@ -382,6 +398,18 @@ impl Replica {
     #[must_use]
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// The newest view that this node knows.
+    #[must_use]
+    pub fn register(&self) -> Option<&Register> {
+        self.known.as_ref().map(|known| &known.register)
+    }
+
+    /// Whether an attempt of this process to change the view is not yet known to be won or lost.
+    #[must_use]
+    pub fn is_proposing(&self) -> bool {
+        self.proposal.is_some()
     }
 
     /// What this node says about itself.

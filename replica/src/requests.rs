@@ -16,11 +16,6 @@ use crate::rows::ReplyRow;
 
 impl Replica {
     pub(crate) fn on_request(&mut self, from: ReplyTo, request: Request) -> Result<(), Stop> {
-        if matches!(request, Request::Status) {
-            let answer = Answer::Status(Box::new(self.status()));
-            self.reply(from, answer);
-            return Ok(());
-        }
         if let Some(answer) = self.cannot_serve(&request) {
             self.reply(from, answer);
             return Ok(());
@@ -29,8 +24,7 @@ impl Replica {
             Request::Open { session, .. } => self.open_session(from, session),
             Request::Close { session, .. } => {
                 let mut effects = Vec::new();
-                let Role::Primary(primary) = &mut self.role else { return Ok(()) };
-                let Some(table) = &mut primary.table else { return Ok(()) };
+                let table = self.role.open_table();
                 let verdict = table.close(&self.state, session, self.now, &mut effects)?;
                 self.settle(from, verdict, Answer::Closed, effects)
             }
@@ -39,19 +33,25 @@ impl Replica {
                     self.reply(from, Answer::AskAgain);
                     return Ok(());
                 }
-                let Role::Primary(primary) = &mut self.role else { return Ok(()) };
-                let Some(table) = &mut primary.table else { return Ok(()) };
+                let table = self.role.open_table();
                 let verdict = table.keep_alive(&self.state, session, self.now)?;
                 self.settle(from, verdict, Answer::Alive, Vec::new())
             }
             Request::Execute(execute) => self.execute(from, execute),
             Request::Read(read) => self.read(from, &read),
-            Request::Status => Ok(()),
+            Request::Status => {
+                let answer = Answer::Status(Box::new(self.status()));
+                self.reply(from, answer);
+                Ok(())
+            }
         }
     }
 
     /// Why this node cannot even look at a request.
     fn cannot_serve(&self, request: &Request) -> Option<Answer> {
+        if matches!(request, Request::Status) {
+            return None;
+        }
         let Role::Primary(primary) = &self.role else { return Some(self.not_primary()) };
         if primary.table.is_none() {
             return Some(Answer::AskAgain);
@@ -86,8 +86,7 @@ impl Replica {
         let index = self.open_index();
         let lease = self.lease_holds();
         let mut effects = Vec::new();
-        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
-        let Some(table) = &mut primary.table else { return Ok(()) };
+        let table = self.role.open_table();
         let verdict = table.open(session, index, self.now, &mut effects);
         let verdict = match verdict {
             // That a session is open is true only of the present.
@@ -129,8 +128,7 @@ impl Replica {
     fn execute(&mut self, from: ReplyTo, execute: Execute) -> Result<(), Stop> {
         let Execute { id, operation, .. } = execute;
         let fingerprint = Fingerprint::of(&operation);
-        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
-        let Some(table) = &mut primary.table else { return Ok(()) };
+        let table = self.role.open_table();
         let verdict = table.look_up(&self.state, self.now, &id, fingerprint)?;
         if !matches!(verdict, Verdict::New) {
             return self.settle(from, verdict, Answer::AskAgain, Vec::new());
@@ -152,8 +150,7 @@ impl Replica {
         let reply: Bytes = codec::encode(&outcome).into();
         let row = ReplyRow { fingerprint, reply: reply.clone() };
         let index = self.open_index();
-        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
-        let Some(table) = &mut primary.table else { return Ok(()) };
+        let table = self.role.open_table();
         let recorded = table.record(&self.state, index, &id, &row, &mut effects)?;
         let verdict = match recorded {
             Ok(()) => Verdict::New,

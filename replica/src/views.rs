@@ -15,12 +15,10 @@ use rand::Rng;
 use crate::config::Mode;
 use crate::event::{Effect, Moment, ProposalResult};
 use crate::follower::Follower;
+use crate::limits::FETCHED_BYTES_MAX;
 use crate::message::{PeerMessage, Position};
 use crate::replica::{Known, Replica, Role, Stop, Then, decode_records, view_of};
 use crate::saved::{Owner, SavedProposal};
-
-/// The most bytes of records in one `Tail`.
-const TAIL_BYTES_MAX: usize = 1 << 20;
 
 /// A node that has not read the register yet.
 pub(crate) struct Starting {
@@ -150,7 +148,7 @@ impl Replica {
         }
         if view_of(register) < self.saved.view {
             return Err(Stop(format!(
-                "the authority holds view {}, but this store already took part in view {}: the authority has lost data; restore it, or force a view",
+                "the authority holds view {}, but this store already took part in view {}: the authority has lost data. Restore its folder",
                 register.view, self.saved.view
             )));
         }
@@ -316,7 +314,7 @@ impl Replica {
         let matches = self.state.view_at(after.index)? == Some(after.view);
         let mut records = Vec::new();
         if matches {
-            for record in self.state.records(after.index.next(), TAIL_BYTES_MAX)? {
+            for record in self.state.records(after.index.next(), FETCHED_BYTES_MAX)? {
                 if record.view != view || record.index > self.persisted {
                     break;
                 }

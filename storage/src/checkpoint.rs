@@ -46,9 +46,8 @@ impl Checkpointer {
     pub fn fold(&mut self, generation: &Generation) -> Result<(), StorageError> {
         let (after, upto) = (generation.after(), generation.upto());
         assert_eq!(after, self.shared.applied().index, "a fold continues the one before");
-        let mark = mark_of(&*self.log, upto)?.ok_or_else(|| {
-            damaged(&*self.log, Damage::Gap { expected: upto, part: 0, found: upto.next() })
-        })?;
+        let mark = mark_of(&*self.log, upto)?
+            .ok_or_else(|| damaged(&*self.log, Damage::MissingRecord { index: upto }))?;
         let thorough = after < self.recovered;
         let mut slice = 0;
         for table in Table::ALL {

@@ -70,6 +70,12 @@ pub enum Damage {
         /// The log's first record.
         first: Index,
     },
+    /// A record that must be there is not.
+    #[error("the log does not hold record {index}, which it must")]
+    MissingRecord {
+        /// The record.
+        index: Index,
+    },
     /// Rows are missing before rows that a later flush wrote.
     #[error(
         "the log has a gap: record {expected} (part {part}) is missing, yet record {found} is there"

@@ -281,8 +281,7 @@ impl State {
         }
         let records = log::read_records(&*self.log, from, tail_first, max_bytes)?;
         if records.is_empty() && from >= self.first() {
-            let found = from.next();
-            let damage = Damage::Gap { expected: from, part: 0, found };
+            let damage = Damage::MissingRecord { index: from };
             return Err(damaged(&*self.log, damage));
         }
         Ok(records)

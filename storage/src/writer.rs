@@ -81,7 +81,7 @@ impl LogWriter {
             Some(mark) => mark,
             None if after == applied.index => applied,
             None => {
-                let damage = Damage::Gap { expected: after, part: 0, found: after.next() };
+                let damage = Damage::MissingRecord { index: after };
                 return Err(damaged(&*self.log, damage));
             }
         };

@@ -132,21 +132,6 @@ impl fmt::Display for Session {
     }
 }
 
-/// Names one request for ever (the XID of the RPC literature).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct RequestId {
-    /// The session that sent it.
-    pub session: Session,
-    /// Its place in the session.
-    pub seq: Seq,
-}
-
-impl fmt::Display for RequestId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}#{}", self.session, self.seq)
-    }
-}
-
 /// A name for one request that the caller chose, so that any process may retry it.
 ///
 /// Never empty and at most [`limits::IDEMPOTENCY_KEY_BYTES_MAX`] bytes: the constructor refuses

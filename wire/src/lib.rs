@@ -17,6 +17,6 @@ pub mod limits;
 pub mod status;
 
 pub use ids::{
-    CallId, ClusterId, IdempotencyKey, Incarnation, OpenedAt, ProposalId, RequestId, Seq, Session,
-    SessionId, StoreId, View,
+    CallId, ClusterId, IdempotencyKey, Incarnation, OpenedAt, ProposalId, Seq, Session, SessionId,
+    StoreId, View,
 };

@@ -43,7 +43,7 @@ pub const PEER_FRAME_BYTES_MAX: usize = 8 << 20;
 pub const AUTHORITY_FRAME_BYTES_MAX: usize = 16 << 10;
 /// The longest value of the view register, in bytes.
 pub const REGISTER_BYTES_MAX: usize = 3 << 10;
-/// The most replicas of a view, and the most learners beside them.
+/// The most replicas of a view; its primary feeds as many followers, learners among them.
 pub const REPLICAS_MAX: usize = 7;
 /// The longest node name or address, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
@@ -62,7 +62,7 @@ const _: () = {
     assert!(CLIENT_FRAME_BYTES_MAX > OPERATION_BYTES_MAX, "an operation and its header");
     assert!(CLIENT_FRAME_BYTES_MAX > REPLY_BYTES_MAX, "a reply and its header");
     assert!(REPLY_BYTES_MAX > 2 * KEY_BYTES_MAX + VALUE_BYTES_MAX + 2048, "a scan makes progress");
-    assert!(ENTRY_BYTES_MAX > 2 * OPERATION_BYTES_MAX - 1, "an operation's rows and its reply");
+    assert!(ENTRY_BYTES_MAX >= 2 * OPERATION_BYTES_MAX, "puts of a whole operation, with room");
     assert!(PEER_FRAME_BYTES_MAX >= ENTRY_BYTES_MAX + REPLY_BYTES_MAX + (64 << 10), "a record");
     assert!(AUTHORITY_FRAME_BYTES_MAX > 2 * REGISTER_BYTES_MAX, "a register and its header");
     assert!(SAVED_REPLY_BYTES_MAX > 2 * REPLY_BYTES_MAX as u64, "a session makes progress");

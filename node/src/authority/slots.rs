@@ -56,14 +56,13 @@ pub enum SlotsError {
     /// The register was there and is gone.
     #[error(
         "the authority's data folder {0} has lost its file 'register'; going on with an empty one \
-         could make a second primary: restore the file, or force a new view on a new folder"
+         could make a second primary: restore the folder as it was last"
     )]
     Lost(String),
     /// Neither copy can be trusted.
     #[error(
         "both copies of the register in {folder} are damaged (first: {first}; second: {second}); \
-         guessing could make a second primary: restore the file, or force a new view on a new \
-         folder"
+         guessing could make a second primary: restore the folder as it was last"
     )]
     Damaged {
         /// The folder.

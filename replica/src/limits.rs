@@ -1,0 +1,47 @@
+//! The core's own bounds, and how those of `wire` and `storage` fit together.
+
+use onlyonce_storage::limits as storage;
+use onlyonce_wire::limits as wire;
+
+/// The most closed records that are not yet committed. Work that comes meanwhile gathers in the open
+/// record: this wait is the group commit.
+pub(crate) const RECORDS_IN_FLIGHT_MAX: u64 = 4;
+/// The open record is closed when its entries reach this many bytes, whatever is in flight.
+pub(crate) const RECORD_BYTES_TARGET: usize = 1 << 20;
+/// The most bytes of records on their way to one follower.
+pub(crate) const IN_FLIGHT_BYTES_MAX: usize = 16 << 20;
+/// The most bytes of records in one append, but always at least one record.
+pub(crate) const APPEND_BYTES_MAX: usize = 1 << 20;
+/// The most bytes of records in one `Tail`, but always at least one record.
+pub(crate) const FETCHED_BYTES_MAX: usize = 1 << 20;
+/// The most bytes of a message beside its records.
+const MESSAGE_HEADER_BYTES: usize = 4 << 10;
+/// The most bytes of an entry's duplicate rows beside the reply: the session's row, and the deletion
+/// of every reply that a new watermark frees.
+const DUPLICATE_ROWS_BYTES: usize = 256 * wire::WINDOW as usize;
+
+const _: () = {
+    assert!(usize::BITS >= 64, "sizes are counted in 64 bits");
+    assert!(
+        RECORD_BYTES_TARGET + wire::ENTRY_BYTES_MAX + wire::REPLY_BYTES_MAX + DUPLICATE_ROWS_BYTES
+            <= storage::RECORD_BYTES_MAX,
+        "the last entry of a record fits"
+    );
+    assert!(
+        storage::RECORD_BYTES_MAX + MESSAGE_HEADER_BYTES <= wire::PEER_FRAME_BYTES_MAX,
+        "the largest record fits a frame"
+    );
+    assert!(
+        APPEND_BYTES_MAX + MESSAGE_HEADER_BYTES <= wire::PEER_FRAME_BYTES_MAX,
+        "an append fits a frame"
+    );
+    assert!(
+        storage::KEY_BYTES_MAX >= wire::KEY_BYTES_MAX
+            && storage::KEY_BYTES_MAX >= wire::IDEMPOTENCY_KEY_BYTES_MAX,
+        "every key of a client is a row's key"
+    );
+    assert!(
+        IN_FLIGHT_BYTES_MAX + storage::RECORD_BYTES_MAX < storage::OVERLAY_BYTES_MAX,
+        "what is in flight and one more record fit the overlay"
+    );
+};

@@ -1,0 +1,115 @@
+//! What a seed makes of the world: how large it is, and what goes wrong how often.
+//!
+//! Each seed draws its own probabilities, many of them zero: worlds that are unkind in one way only
+//! reach states that an average of all faults never does ("swarm testing", Groce et al. 2012).
+
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use crate::time::{MILLISECOND, SECOND, Span};
+
+/// One world's parameters.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// How many nodes there are; one is a lone node.
+    pub nodes: usize,
+    /// How many clients.
+    pub clients: usize,
+    /// How many requests a client has under way at once, at most.
+    pub outstanding: usize,
+    /// How many keys they share.
+    pub keys: usize,
+    /// How long faults and requests go on.
+    pub duration: Span,
+    /// The longest usual delay of a message.
+    pub delay_max: Span,
+    /// How often, of a thousand, a message is delayed for up to seconds.
+    pub late_per_mille: u32,
+    /// How often, of a thousand, a message is lost.
+    pub lost_per_mille: u32,
+    /// How often, of a thousand, a message arrives twice.
+    pub repeated_per_mille: u32,
+    /// The longest usual time of a flush.
+    pub flush_max: Span,
+    /// How often, of a thousand, a flush takes up to seconds.
+    pub stalled_per_mille: u32,
+    /// The mean time between faults of each kind; zero for never.
+    pub faults: Faults,
+    /// Clocks run faster or slower by up to so many parts in a thousand.
+    pub drift_per_mille: u32,
+    /// How many committed bytes make a checkpoint due.
+    pub checkpoint_bytes: usize,
+    /// How many bytes of records stay in the log.
+    pub log_tail_bytes: usize,
+    /// How many copies a primary insists on.
+    pub min_copies: usize,
+    /// How long a session may be idle.
+    pub session_idle: Span,
+}
+
+/// The mean times between faults; zero for never.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    /// A process is killed; what it wrote stays or is lost.
+    pub crash: Span,
+    /// All nodes lose power at once.
+    pub blackout: Span,
+    /// Messages from one node to another are lost for a while, in one direction or both.
+    pub partition: Span,
+    /// A process stands still for a while.
+    pub pause: Span,
+    /// The authority answers nobody for a while.
+    pub outage: Span,
+    /// A disk is emptied.
+    pub empty: Span,
+    /// A client forgets everything.
+    pub client_crash: Span,
+}
+
+impl Plan {
+    /// The plan of a seed.
+    pub fn draw(rng: &mut StdRng) -> Self {
+        let nodes = [1, 2, 2, 2, 3, 3, 4][rng.random_range(0..7)];
+        let mut sometimes = |one_in: u32, value: u32| {
+            if rng.random_ratio(1, one_in) { value } else { 0 }
+        };
+        let (late_per_mille, lost_per_mille) = (sometimes(2, 10), sometimes(2, 40));
+        let (repeated_per_mille, stalled_per_mille) = (sometimes(2, 40), sometimes(4, 5));
+        let drift_per_mille = sometimes(2, 9);
+        let mut mean = |one_in: u32, milliseconds: u64| {
+            if rng.random_ratio(1, one_in) {
+                rng.random_range(milliseconds / 4..milliseconds) * MILLISECOND
+            } else {
+                0
+            }
+        };
+        let faults = Faults {
+            crash: mean(2, 4_000),
+            blackout: mean(6, 10_000),
+            partition: mean(2, 4_000),
+            pause: mean(3, 4_000),
+            outage: mean(4, 6_000),
+            empty: mean(4, 8_000),
+            client_crash: mean(4, 6_000),
+        };
+        Self {
+            nodes,
+            clients: rng.random_range(1..=4),
+            outstanding: rng.random_range(1..=4),
+            keys: rng.random_range(1..=4),
+            duration: rng.random_range(3..10) * SECOND,
+            delay_max: rng.random_range(1..10) * MILLISECOND,
+            late_per_mille,
+            lost_per_mille,
+            repeated_per_mille,
+            flush_max: rng.random_range(1..5) * MILLISECOND,
+            stalled_per_mille,
+            faults,
+            drift_per_mille,
+            checkpoint_bytes: rng.random_range(1_000..20_000),
+            log_tail_bytes: 64 << 20,
+            min_copies: if nodes > 1 && rng.random_ratio(1, 4) { 2 } else { 1 },
+            session_idle: rng.random_range(1..20) * SECOND,
+        }
+    }
+}

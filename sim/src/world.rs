@@ -1,0 +1,689 @@
+//! The world: nodes, clients, an authority and the network between them, from one seed.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use onlyonce_replica::{Effect, Event, PeerMessage, ProposalResult, Replica, ReplyTo};
+use onlyonce_wire::authority::{Register, Revision, Versioned};
+use onlyonce_wire::client::{Answer, Request};
+use onlyonce_wire::{CallId, StoreId};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::client::{Client, History, Taken};
+use crate::ledger::{Finding, Ledger};
+use crate::linearizable::is_linearizable;
+use crate::node::{Clock, Node};
+use crate::plan::{Faults, Plan};
+use crate::time::{Agenda, MILLISECOND, SECOND, Span};
+
+const TICK: Span = 5 * MILLISECOND;
+const RETRY: Span = 100 * MILLISECOND;
+/// How long a healed world may take until everything is answered and everybody is a replica.
+const HEALING: Span = 120 * SECOND;
+
+/// Something that will happen.
+pub enum Happening {
+    /// A node's timer.
+    Tick { node: usize, generation: u64 },
+    /// A node's queue is empty.
+    Drained { node: usize, generation: u64 },
+    /// A node's log writer is done.
+    Flushed { node: usize, generation: u64 },
+    /// A node's checkpoint thread is done.
+    Folded { node: usize, generation: u64 },
+    /// A message arrives.
+    Message { from: usize, to: usize, store: StoreId, message: PeerMessage },
+    /// The authority is asked.
+    Ask { node: usize, generation: u64, ask: Ask },
+    /// A node hears of the authority.
+    Told { node: usize, generation: u64, event: Event },
+    /// A request arrives at a node.
+    Request { node: usize, from: ReplyTo, request: Request },
+    /// An answer arrives at a client.
+    Answer { to: ReplyTo, answer: Answer },
+    /// A client does something.
+    Client { client: usize },
+    /// A client asks again.
+    Retry { client: usize, call: u64 },
+    /// A fault takes place.
+    Fault(Fault),
+    /// A dead node is started.
+    Start { node: usize },
+    /// A node goes on.
+    Resume { node: usize, generation: u64 },
+    /// Faults and new requests end.
+    Heal,
+}
+
+/// A question to the authority.
+pub enum Ask {
+    /// What is it?
+    Read,
+    /// Change it.
+    Swap(Revision, Register),
+}
+
+/// What can go wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    Crash,
+    Blackout,
+    Partition,
+    Pause,
+    Outage,
+    Empty,
+    ClientCrash,
+}
+
+/// What a seed came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Report {
+    /// Events handled.
+    pub steps: u64,
+    /// Requests answered.
+    pub answered: u64,
+    /// Requests whose outcome stays unknown.
+    pub unknown: u64,
+    /// Views made.
+    pub views: u64,
+    /// Crashes of processes.
+    pub crashes: u64,
+    /// Disks emptied.
+    pub emptied: u64,
+}
+
+/// The world.
+pub struct World {
+    plan: Plan,
+    rng: StdRng,
+    agenda: Agenda<Happening>,
+    nodes: Vec<Node>,
+    clients: Vec<Client>,
+    history: History,
+    ledger: Ledger,
+    register: Versioned,
+    authority_down_until: u64,
+    cut_off: BTreeMap<(usize, usize), u64>,
+    healed: bool,
+    next_store: u128,
+    report: Report,
+    trace: bool,
+}
+
+/// Runs a seed to its end.
+pub fn run(seed: u64, trace: bool) -> Result<Report, String> {
+    let mut world = World::new(seed, trace);
+    world.run()?;
+    Ok(world.report)
+}
+
+impl World {
+    fn new(seed: u64, trace: bool) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let plan = Plan::draw(&mut rng);
+        let drift = u64::from(plan.drift_per_mille) * 1_000;
+        let nodes = (0..plan.nodes).map(|at| {
+            let clock = Clock {
+                offset: rng.random_range(0..1_000 * SECOND),
+                rate: rng.random_range(1_000_000 - drift..=1_000_000 + drift),
+            };
+            Node::new(at, StoreId(at as u128 + 1), clock)
+        });
+        let nodes: Vec<Node> = nodes.collect();
+        let clients = (0..plan.clients).map(|_| Client::new(&mut rng)).collect();
+        let mut world = Self {
+            next_store: 100,
+            rng,
+            agenda: Agenda::new(),
+            nodes,
+            clients,
+            history: History::default(),
+            ledger: Ledger::default(),
+            register: Versioned { revision: Revision(0), register: None },
+            authority_down_until: 0,
+            cut_off: BTreeMap::new(),
+            healed: false,
+            report: Report::default(),
+            trace,
+            plan,
+        };
+        world.say(|world| format!("plan {:?}", world.plan));
+        world.populate();
+        world
+    }
+
+    fn populate(&mut self) {
+        for node in 0..self.nodes.len() {
+            let after = self.rng.random_range(0..50 * MILLISECOND);
+            self.agenda.schedule(after, Happening::Start { node });
+        }
+        for client in 0..self.clients.len() {
+            self.agenda.schedule(MILLISECOND, Happening::Client { client });
+        }
+        let Faults { crash, blackout, partition, pause, outage, empty, client_crash } =
+            self.plan.faults;
+        for (mean, fault) in [
+            (crash, Fault::Crash),
+            (blackout, Fault::Blackout),
+            (partition, Fault::Partition),
+            (pause, Fault::Pause),
+            (outage, Fault::Outage),
+            (empty, Fault::Empty),
+            (client_crash, Fault::ClientCrash),
+        ] {
+            if mean > 0 {
+                let after = self.rng.random_range(0..2 * mean);
+                self.agenda.schedule(after, Happening::Fault(fault));
+            }
+        }
+        self.agenda.schedule(self.plan.duration, Happening::Heal);
+    }
+
+    fn run(&mut self) -> Finding {
+        let end = self.agenda.now() + self.plan.duration + HEALING;
+        while let Some(happening) = self.agenda.next() {
+            self.report.steps += 1;
+            self.happen(happening).map_err(|finding| self.place(&finding))?;
+            if self.healed && self.report.steps.is_multiple_of(64) && self.is_at_rest() {
+                return self.audit().map_err(|finding| self.place(&finding));
+            }
+            if self.agenda.now() > end {
+                break;
+            }
+        }
+        Err(self.place(&format!("the healed world does not come to rest: {}", self.describe())))
+    }
+
+    fn place(&self, finding: &str) -> String {
+        format!("at {:.6} s: {finding}", self.agenda.now() as f64 / 1e9)
+    }
+
+    fn say(&self, text: impl FnOnce(&Self) -> String) {
+        if self.trace {
+            println!("{:>12.6} {}", self.agenda.now() as f64 / 1e9, text(self));
+        }
+    }
+
+    fn describe(&self) -> String {
+        let nodes: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|node| node.process.as_ref().map(|process| process.replica.status()))
+            .collect();
+        let calls: Vec<_> = self.clients.iter().map(|client| client.calls.len()).collect();
+        format!("calls {calls:?}, register {:?}, nodes {nodes:#?}", self.register)
+    }
+
+    fn happen(&mut self, happening: Happening) -> Finding {
+        match happening {
+            Happening::Tick { node, generation } => {
+                if self.nodes[node].generation == generation {
+                    self.agenda.schedule(TICK, Happening::Tick { node, generation });
+                    return self.give(node, Event::Tick);
+                }
+            }
+            Happening::Drained { node, generation } => {
+                if let Some(process) = self.process(node, generation) {
+                    process.draining = false;
+                    return self.give(node, Event::Drained);
+                }
+            }
+            Happening::Flushed { node, generation } => return self.flushed(node, generation),
+            Happening::Folded { node, generation } => {
+                if let Some(process) = self.process(node, generation) {
+                    process.fold()?;
+                    return self.give(node, Event::Checkpointed);
+                }
+            }
+            Happening::Message { from, to, store, message } => {
+                if !self.is_cut_off(from, to) && self.nodes[to].store == store {
+                    self.say(|_| format!("n{} → n{}: {}", from + 1, to + 1, brief(&message)));
+                    let from = self.nodes[from].store;
+                    return self.give(to, Event::Peer { from, message });
+                }
+            }
+            Happening::Ask { node, generation, ask } => self.ask_authority(node, generation, ask),
+            Happening::Told { node, generation, event } => {
+                if self.nodes[node].generation == generation {
+                    return self.give(node, event);
+                }
+            }
+            Happening::Request { node, from, request } => {
+                return self.give(node, Event::Request { from, request });
+            }
+            Happening::Answer { to, answer } => return self.answer(to, answer),
+            Happening::Client { client } => self.drive(client),
+            Happening::Retry { client, call } => self.retry(client, call),
+            Happening::Fault(fault) => self.break_something(fault),
+            Happening::Start { node } => return self.start(node),
+            Happening::Resume { node, generation } => return self.resume(node, generation),
+            Happening::Heal => self.heal(),
+        }
+        Ok(())
+    }
+
+    fn process(&mut self, node: usize, generation: u64) -> Option<&mut crate::node::Process> {
+        let node = &mut self.nodes[node];
+        if node.generation == generation { node.process.as_mut() } else { None }
+    }
+
+    /// Gives a node an event, carries out what it asks for, and checks the invariants.
+    fn give(&mut self, at: usize, event: Event) -> Finding {
+        let world = self.agenda.now();
+        let node = &mut self.nodes[at];
+        if let Some(paused) = &mut node.paused {
+            paused.push_back(event);
+            return Ok(());
+        }
+        let now = node.clock.show(world);
+        let Some(process) = &mut node.process else { return Ok(()) };
+        let effects = process.replica.step(now, event);
+        let generation = node.generation;
+        if !process.draining {
+            process.draining = true;
+            let after = self.rng.random_range(0..MILLISECOND / 5);
+            self.agenda.schedule(after, Happening::Drained { node: at, generation });
+        }
+        self.check(at)?;
+        self.carry_out(at, effects)
+    }
+
+    fn check(&mut self, at: usize) -> Finding {
+        let node = &mut self.nodes[at];
+        let Some(process) = &mut node.process else { return Ok(()) };
+        let name = format!("n{}", at + 1);
+        let status = process.replica.status();
+        if status.serving {
+            self.ledger.leads(status.view.0, node.store, node.generation)?;
+        }
+        process.check_committed(&name, &mut self.ledger)
+    }
+
+    fn carry_out(&mut self, at: usize, effects: Vec<Effect>) -> Finding {
+        for effect in effects {
+            match effect {
+                Effect::Reply { to, answer } => {
+                    self.transmit(|_| Happening::Answer { to, answer: answer.clone() });
+                }
+                Effect::Know(_) | Effect::Release(_) => {}
+                Effect::Send { to, message } => {
+                    let Some(node) = self.nodes.iter().position(|node| node.store == to) else {
+                        continue;
+                    };
+                    self.transmit(|_| Happening::Message {
+                        from: at,
+                        to: node,
+                        store: to,
+                        message: message.clone(),
+                    });
+                }
+                Effect::Persist(_)
+                | Effect::Cut { .. }
+                | Effect::Save { .. }
+                | Effect::Prune { .. } => {
+                    let node = &mut self.nodes[at];
+                    let process = node.process.as_mut().expect("it just took a step");
+                    process.queue.push_back(effect);
+                    self.begin_flush(at);
+                }
+                Effect::ReadRegister => self.ask(at, Ask::Read),
+                Effect::Propose { expected, register } => {
+                    self.say(|_| format!("n{} proposes view {}", at + 1, register.view));
+                    self.ask(at, Ask::Swap(expected, register));
+                }
+                Effect::Checkpoint(generation) => {
+                    let node = &mut self.nodes[at];
+                    let process = node.process.as_mut().expect("it just took a step");
+                    process.folding = Some(generation);
+                    let generation = node.generation;
+                    let after = self.rng.random_range(0..50 * MILLISECOND);
+                    self.agenda.schedule(after, Happening::Folded { node: at, generation });
+                }
+                Effect::Stop(reason) => return Err(format!("n{} stops: {reason}", at + 1)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets something travel: late, twice, or not at all.
+    fn transmit(&mut self, parcel: impl Fn(usize) -> Happening) {
+        let copies = match () {
+            () if self.chance(self.plan.lost_per_mille) => 0,
+            () if self.chance(self.plan.repeated_per_mille) => 2,
+            () => 1,
+        };
+        for copy in 0..copies {
+            let after = self.delay();
+            self.agenda.schedule(after, parcel(copy));
+        }
+    }
+
+    fn chance(&mut self, per_mille: u32) -> bool {
+        !self.healed && per_mille > 0 && self.rng.random_ratio(per_mille, 1_000)
+    }
+
+    fn delay(&mut self) -> Span {
+        let late = self.chance(self.plan.late_per_mille);
+        let most = if late { 3 * SECOND } else { self.plan.delay_max };
+        self.rng.random_range(MILLISECOND / 20..=most)
+    }
+
+    fn begin_flush(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        let generation = node.generation;
+        let Some(process) = &mut node.process else { return };
+        if process.flushing || process.queue.is_empty() {
+            return;
+        }
+        process.flushing = true;
+        let stalled = self.chance(self.plan.stalled_per_mille);
+        let most = if stalled { 3 * SECOND } else { self.plan.flush_max };
+        let after = self.rng.random_range(MILLISECOND / 10..=most);
+        self.agenda.schedule(after, Happening::Flushed { node: at, generation });
+    }
+
+    fn flushed(&mut self, at: usize, generation: u64) -> Finding {
+        let node = &mut self.nodes[at];
+        if node.generation != generation {
+            return Ok(());
+        }
+        let Some(process) = &mut node.process else { return Ok(()) };
+        let event = process.flush(node.store, &mut self.ledger)?;
+        if let Some(event) = event {
+            self.give(at, event)?;
+        }
+        self.begin_flush(at);
+        Ok(())
+    }
+
+    fn is_cut_off(&self, from: usize, to: usize) -> bool {
+        self.cut_off.get(&(from, to)).is_some_and(|until| self.agenda.now() < *until)
+    }
+
+    fn ask(&mut self, node: usize, ask: Ask) {
+        let generation = self.nodes[node].generation;
+        if self.chance(self.plan.lost_per_mille) {
+            return;
+        }
+        let after = self.delay();
+        self.agenda.schedule(after, Happening::Ask { node, generation, ask });
+    }
+
+    fn ask_authority(&mut self, node: usize, generation: u64, ask: Ask) {
+        if self.agenda.now() < self.authority_down_until {
+            return;
+        }
+        let event = match ask {
+            Ask::Read => Event::RegisterRead(self.register.clone()),
+            Ask::Swap(expected, register) if expected == self.register.revision => {
+                self.say(|_| format!("the register holds view {} of n{}", register.view, node + 1));
+                let revision = Revision(expected.0 + 1);
+                self.report.views = register.view.0;
+                self.register = Versioned { revision, register: Some(register) };
+                Event::Proposed(ProposalResult::Won(revision))
+            }
+            Ask::Swap(..) => Event::Proposed(ProposalResult::Unknown),
+        };
+        if !self.chance(self.plan.lost_per_mille) {
+            let after = self.delay();
+            self.agenda.schedule(after, Happening::Told { node, generation, event });
+        }
+    }
+
+    fn drive(&mut self, client: usize) {
+        if self.healed {
+            return;
+        }
+        let now = self.agenda.now();
+        if self.clients[client].has_room(self.plan.outstanding) {
+            let keys = self.plan.keys;
+            let one = &mut self.clients[client];
+            let call = one.begin(&mut self.rng, keys, now, &mut self.history);
+            self.retry(client, call);
+        }
+        let after = self.rng.random_range(0..60 * MILLISECOND);
+        self.agenda.schedule(after, Happening::Client { client });
+    }
+
+    /// Sends a call's bytes (again).
+    fn retry(&mut self, client: usize, number: u64) {
+        let nodes = self.nodes.len();
+        let other = self.rng.random_range(0..nodes);
+        let one = &mut self.clients[client];
+        let Some(call) = one.calls.get(&number) else { return };
+        let request = call.request.clone();
+        let node = if self.rng.random_ratio(1, 3) { other } else { one.target };
+        let from = ReplyTo { connection: client as u64, call: CallId(number) };
+        self.transmit(|_| Happening::Request { node, from, request: request.clone() });
+        let after = RETRY + self.rng.random_range(0..RETRY);
+        self.agenda.schedule(after, Happening::Retry { client, call: number });
+    }
+
+    fn answer(&mut self, to: ReplyTo, answer: Answer) -> Finding {
+        let client = usize::try_from(to.connection).expect("clients are few");
+        self.say(|_| format!("c{} #{}: {answer:?}", client + 1, to.call));
+        let now = self.agenda.now();
+        match self.clients[client].take(to.call.0, answer, now, &mut self.history) {
+            Taken::Nothing => Ok(()),
+            Taken::Done => {
+                self.report.answered += 1;
+                Ok(())
+            }
+            Taken::Expired { lost } => {
+                self.report.unknown += lost as u64;
+                Ok(())
+            }
+            Taken::Broken(finding) => Err(format!("client {}: {finding}", client + 1)),
+        }
+    }
+
+    fn break_something(&mut self, fault: Fault) {
+        if self.healed {
+            return;
+        }
+        let faults = self.plan.faults;
+        let node = self.rng.random_range(0..self.nodes.len());
+        let while_ = self.rng.random_range(10 * MILLISECOND..3 * SECOND);
+        let until = self.agenda.now() + while_;
+        self.say(|_| format!("{fault:?} (n{}) for {:.3} s", node + 1, while_ as f64 / 1e9));
+        let mean = match fault {
+            Fault::Crash => {
+                let power = self.rng.random();
+                self.crash(node, power, while_);
+                faults.crash
+            }
+            Fault::Blackout => {
+                for node in 0..self.nodes.len() {
+                    let back = self.rng.random_range(0..while_);
+                    self.crash(node, true, back);
+                }
+                faults.blackout
+            }
+            Fault::Partition => {
+                let other = self.rng.random_range(0..self.nodes.len());
+                self.cut_off.insert((node, other), until);
+                if self.rng.random() {
+                    self.cut_off.insert((other, node), until);
+                }
+                faults.partition
+            }
+            Fault::Pause => {
+                self.pause(node, while_);
+                faults.pause
+            }
+            Fault::Outage => {
+                self.authority_down_until = until;
+                faults.outage
+            }
+            Fault::Empty => {
+                self.empty(node, while_);
+                faults.empty
+            }
+            Fault::ClientCrash => {
+                let client = self.rng.random_range(0..self.clients.len());
+                self.report.unknown += self.clients[client].calls.len() as u64;
+                self.clients[client].crash(&mut self.rng);
+                faults.client_crash
+            }
+        };
+        let after = self.rng.random_range(0..2 * mean);
+        self.agenda.schedule(after, Happening::Fault(fault));
+    }
+
+    fn crash(&mut self, at: usize, power: bool, back_after: Span) {
+        if self.nodes[at].process.is_none() {
+            return;
+        }
+        let seed = self.rng.random();
+        self.nodes[at].crash(power, seed);
+        self.report.crashes += 1;
+        self.agenda.schedule(back_after, Happening::Start { node: at });
+    }
+
+    fn pause(&mut self, at: usize, while_: Span) {
+        let node = &mut self.nodes[at];
+        if node.process.is_some() && node.paused.is_none() {
+            node.paused = Some(VecDeque::new());
+            let generation = node.generation;
+            self.agenda.schedule(while_, Happening::Resume { node: at, generation });
+        }
+    }
+
+    fn resume(&mut self, at: usize, generation: u64) -> Finding {
+        if self.nodes[at].generation != generation {
+            return Ok(());
+        }
+        let waiting = self.nodes[at].paused.take().unwrap_or_default();
+        waiting.into_iter().try_for_each(|event| self.give(at, event))
+    }
+
+    /// Loses a node's disk, if by the promises nothing is lost with it: every acknowledged entry is
+    /// on another replica of the view, and no proposal is about that would leave only this node.
+    fn empty(&mut self, at: usize, back_after: Span) {
+        let store = self.nodes[at].store;
+        let Some(register) = &self.register.register else { return };
+        // The others' disks must be the ones that the view means, not empty ones in their places.
+        let is_there = |store| self.nodes.iter().any(|node| node.store == store);
+        let others = register.replicas().filter(|it| it.store != store && is_there(it.store));
+        let others = others.count();
+        let alone = register.replica(store).is_some() && others == 0;
+        let everybody_agrees = self.nodes.iter().all(|node| {
+            node.at == at
+                || node.process.as_ref().is_some_and(|process| {
+                    process.replica.register().is_some_and(|it| it.view == register.view)
+                })
+        });
+        if alone || !everybody_agrees || self.proposals_are_about() {
+            return;
+        }
+        self.nodes[at].crash(true, 0);
+        self.report.emptied += 1;
+        self.next_store += 1;
+        let clock = self.nodes[at].clock;
+        let generation = self.nodes[at].generation;
+        self.nodes[at] = Node::new(at, StoreId(self.next_store), clock);
+        self.nodes[at].generation = generation + 1;
+        self.agenda.schedule(back_after, Happening::Start { node: at });
+    }
+
+    fn proposals_are_about(&self) -> bool {
+        let proposing = |node: &Node| {
+            node.process.as_ref().is_some_and(|process| process.replica.is_proposing())
+        };
+        self.nodes.iter().any(proposing)
+    }
+
+    fn start(&mut self, at: usize) -> Finding {
+        if self.nodes[at].process.is_some() {
+            return Ok(());
+        }
+        let seed = self.rng.random();
+        let now = self.agenda.now();
+        let effects = self.nodes[at].start(&self.plan, seed, now, &mut self.ledger)?;
+        let generation = self.nodes[at].generation;
+        self.say(|_| format!("n{} starts", at + 1));
+        self.agenda.schedule(TICK, Happening::Tick { node: at, generation });
+        self.carry_out(at, effects)
+    }
+
+    fn heal(&mut self) {
+        self.say(|_| "heal".to_owned());
+        self.healed = true;
+        self.cut_off.clear();
+        self.authority_down_until = 0;
+        for node in 0..self.nodes.len() {
+            self.agenda.schedule(0, Happening::Start { node });
+            let generation = self.nodes[node].generation;
+            self.agenda.schedule(0, Happening::Resume { node, generation });
+        }
+    }
+
+    fn replicas(&self) -> impl Iterator<Item = &Replica> {
+        self.nodes.iter().filter_map(|node| node.process.as_ref()).map(|process| &process.replica)
+    }
+
+    fn is_at_rest(&self) -> bool {
+        let answered = self.clients.iter().all(|client| client.calls.is_empty());
+        let last = self.ledger.last();
+        let settled = self.replicas().filter(|replica| replica.state().committed() == last).count();
+        let members =
+            self.replicas().filter_map(Replica::register).map(|it| 1 + it.backups.len()).min();
+        answered && settled == self.nodes.len() && members == Some(self.nodes.len())
+    }
+
+    /// The end: replicas are equal, and every client's history has an order.
+    fn audit(&self) -> Finding {
+        let dumps: Vec<_> = self.replicas().map(dump).collect::<Result<_, _>>()?;
+        if let Some(at) = dumps.iter().position(|dump| *dump != dumps[0]) {
+            return Err(format!("I9: n1 and n{} hold different rows", at + 1));
+        }
+        for key in 0..self.plan.keys {
+            let history: Vec<_> = self
+                .history
+                .operations
+                .iter()
+                .filter(|(of, _)| *of == key)
+                .map(|(_, operation)| operation.clone())
+                .collect();
+            if !is_linearizable(&history) {
+                return Err(format!("I10: the history of key-{key} has no order: {history:#?}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+type Rows = Vec<(onlyonce_storage::Table, bytes::Bytes, bytes::Bytes)>;
+
+/// All rows that a replica holds.
+fn dump(replica: &Replica) -> Result<Rows, String> {
+    let mut rows = Vec::new();
+    for table in onlyonce_storage::Table::ALL {
+        for row in replica.state().scan(table, &[], None) {
+            let row = row.map_err(|error| error.to_string())?;
+            if let Some(value) = row.value {
+                rows.push((table, row.key, value));
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// A message in a few words.
+fn brief(message: &PeerMessage) -> String {
+    match message {
+        PeerMessage::Heartbeat { register, committed, .. } => {
+            format!("heartbeat of view {}, committed {committed}", register.view)
+        }
+        PeerMessage::Echo { view, .. } => format!("echo in view {view}"),
+        PeerMessage::Append { view, previous, records, committed } => format!(
+            "append in view {view}: {} after {}@{}, committed {committed}",
+            records.len(),
+            previous.index,
+            previous.view
+        ),
+        PeerMessage::AppendOk { view, matched } => format!("ok in view {view}: {matched}"),
+        PeerMessage::NewerView { register, .. } => format!("there is view {}", register.view),
+        other => format!("{other:?}"),
+    }
+}
