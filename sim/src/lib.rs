@@ -5,7 +5,9 @@
 //! that follow from the seed; after every step the invariants are checked against what really
 //! happened, and at the end the world heals, comes to rest, and is audited.
 
+mod audit;
 mod client;
+mod faults;
 mod ledger;
 mod linearizable;
 mod node;

@@ -1,6 +1,6 @@
 //! The world: nodes, clients, an authority and the network between them, from one seed.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use onlyonce_replica::{Effect, Event, PeerMessage, ProposalResult, Replica, ReplyTo};
 use onlyonce_wire::authority::{Register, Revision, Versioned};
@@ -10,13 +10,13 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::client::{Client, History, Taken};
+use crate::faults::Fault;
 use crate::ledger::{Finding, Ledger};
-use crate::linearizable::is_linearizable;
 use crate::node::{Clock, Node};
 use crate::plan::{Faults, Plan};
 use crate::time::{Agenda, MILLISECOND, SECOND, Span};
 
-const TICK: Span = 5 * MILLISECOND;
+pub(crate) const TICK: Span = 5 * MILLISECOND;
 const RETRY: Span = 100 * MILLISECOND;
 /// How long a healed world may take until everything is answered and everybody is a replica.
 const HEALING: Span = 120 * SECOND;
@@ -63,18 +63,6 @@ pub enum Ask {
     Swap(Revision, Register),
 }
 
-/// What can go wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    Crash,
-    Blackout,
-    Partition,
-    Pause,
-    Outage,
-    Empty,
-    ClientCrash,
-}
-
 /// What a seed came to.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Report {
@@ -94,20 +82,20 @@ pub struct Report {
 
 /// The world.
 pub struct World {
-    plan: Plan,
-    rng: StdRng,
-    agenda: Agenda<Happening>,
-    nodes: Vec<Node>,
-    clients: Vec<Client>,
-    history: History,
-    ledger: Ledger,
-    register: Versioned,
-    authority_down_until: u64,
-    cut_off: BTreeMap<(usize, usize), u64>,
-    healed: bool,
-    next_store: u128,
-    report: Report,
-    trace: bool,
+    pub(crate) plan: Plan,
+    pub(crate) rng: StdRng,
+    pub(crate) agenda: Agenda<Happening>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) history: History,
+    pub(crate) ledger: Ledger,
+    pub(crate) register: Versioned,
+    pub(crate) authority_down_until: u64,
+    pub(crate) cut_off: BTreeMap<(usize, usize), u64>,
+    pub(crate) healed: bool,
+    pub(crate) next_store: u128,
+    pub(crate) report: Report,
+    pub(crate) trace: bool,
 }
 
 /// Runs a seed to its end.
@@ -198,7 +186,7 @@ impl World {
         format!("at {:.6} s: {finding}", self.agenda.now() as f64 / 1e9)
     }
 
-    fn say(&self, text: impl FnOnce(&Self) -> String) {
+    pub(crate) fn say(&self, text: impl FnOnce(&Self) -> String) {
         if self.trace {
             println!("{:>12.6} {}", self.agenda.now() as f64 / 1e9, text(self));
         }
@@ -268,7 +256,7 @@ impl World {
     }
 
     /// Gives a node an event, carries out what it asks for, and checks the invariants.
-    fn give(&mut self, at: usize, event: Event) -> Finding {
+    pub(crate) fn give(&mut self, at: usize, event: Event) -> Finding {
         let world = self.agenda.now();
         let node = &mut self.nodes[at];
         if let Some(paused) = &mut node.paused {
@@ -299,7 +287,7 @@ impl World {
         process.check_committed(&name, &mut self.ledger)
     }
 
-    fn carry_out(&mut self, at: usize, effects: Vec<Effect>) -> Finding {
+    pub(crate) fn carry_out(&mut self, at: usize, effects: Vec<Effect>) -> Finding {
         for effect in effects {
             match effect {
                 Effect::Reply { to, answer } => {
@@ -477,148 +465,7 @@ impl World {
         }
     }
 
-    fn break_something(&mut self, fault: Fault) {
-        if self.healed {
-            return;
-        }
-        let faults = self.plan.faults;
-        let node = self.rng.random_range(0..self.nodes.len());
-        let while_ = self.rng.random_range(10 * MILLISECOND..3 * SECOND);
-        let until = self.agenda.now() + while_;
-        self.say(|_| format!("{fault:?} (n{}) for {:.3} s", node + 1, while_ as f64 / 1e9));
-        let mean = match fault {
-            Fault::Crash => {
-                let power = self.rng.random();
-                self.crash(node, power, while_);
-                faults.crash
-            }
-            Fault::Blackout => {
-                for node in 0..self.nodes.len() {
-                    let back = self.rng.random_range(0..while_);
-                    self.crash(node, true, back);
-                }
-                faults.blackout
-            }
-            Fault::Partition => {
-                let other = self.rng.random_range(0..self.nodes.len());
-                self.cut_off.insert((node, other), until);
-                if self.rng.random() {
-                    self.cut_off.insert((other, node), until);
-                }
-                faults.partition
-            }
-            Fault::Pause => {
-                self.pause(node, while_);
-                faults.pause
-            }
-            Fault::Outage => {
-                self.authority_down_until = until;
-                faults.outage
-            }
-            Fault::Empty => {
-                self.empty(node, while_);
-                faults.empty
-            }
-            Fault::ClientCrash => {
-                let client = self.rng.random_range(0..self.clients.len());
-                self.report.unknown += self.clients[client].calls.len() as u64;
-                self.clients[client].crash(&mut self.rng);
-                faults.client_crash
-            }
-        };
-        let after = self.rng.random_range(0..2 * mean);
-        self.agenda.schedule(after, Happening::Fault(fault));
-    }
-
-    fn crash(&mut self, at: usize, power: bool, back_after: Span) {
-        if self.nodes[at].process.is_none() {
-            return;
-        }
-        let seed = self.rng.random();
-        self.nodes[at].crash(power, seed);
-        self.report.crashes += 1;
-        self.agenda.schedule(back_after, Happening::Start { node: at });
-    }
-
-    fn pause(&mut self, at: usize, while_: Span) {
-        let node = &mut self.nodes[at];
-        if node.process.is_some() && node.paused.is_none() {
-            node.paused = Some(VecDeque::new());
-            let generation = node.generation;
-            self.agenda.schedule(while_, Happening::Resume { node: at, generation });
-        }
-    }
-
-    fn resume(&mut self, at: usize, generation: u64) -> Finding {
-        if self.nodes[at].generation != generation {
-            return Ok(());
-        }
-        let waiting = self.nodes[at].paused.take().unwrap_or_default();
-        waiting.into_iter().try_for_each(|event| self.give(at, event))
-    }
-
-    /// Loses a node's disk, if by the promises nothing is lost with it: every acknowledged entry is
-    /// on another replica of the view, and no proposal is about that would leave only this node.
-    fn empty(&mut self, at: usize, back_after: Span) {
-        let store = self.nodes[at].store;
-        let Some(register) = &self.register.register else { return };
-        // The others' disks must be the ones that the view means, not empty ones in their places.
-        let is_there = |store| self.nodes.iter().any(|node| node.store == store);
-        let others = register.replicas().filter(|it| it.store != store && is_there(it.store));
-        let others = others.count();
-        let alone = register.replica(store).is_some() && others == 0;
-        let everybody_agrees = self.nodes.iter().all(|node| {
-            node.at == at
-                || node.process.as_ref().is_some_and(|process| {
-                    process.replica.register().is_some_and(|it| it.view == register.view)
-                })
-        });
-        if alone || !everybody_agrees || self.proposals_are_about() {
-            return;
-        }
-        self.nodes[at].crash(true, 0);
-        self.report.emptied += 1;
-        self.next_store += 1;
-        let clock = self.nodes[at].clock;
-        let generation = self.nodes[at].generation;
-        self.nodes[at] = Node::new(at, StoreId(self.next_store), clock);
-        self.nodes[at].generation = generation + 1;
-        self.agenda.schedule(back_after, Happening::Start { node: at });
-    }
-
-    fn proposals_are_about(&self) -> bool {
-        let proposing = |node: &Node| {
-            node.process.as_ref().is_some_and(|process| process.replica.is_proposing())
-        };
-        self.nodes.iter().any(proposing)
-    }
-
-    fn start(&mut self, at: usize) -> Finding {
-        if self.nodes[at].process.is_some() {
-            return Ok(());
-        }
-        let seed = self.rng.random();
-        let now = self.agenda.now();
-        let effects = self.nodes[at].start(&self.plan, seed, now, &mut self.ledger)?;
-        let generation = self.nodes[at].generation;
-        self.say(|_| format!("n{} starts", at + 1));
-        self.agenda.schedule(TICK, Happening::Tick { node: at, generation });
-        self.carry_out(at, effects)
-    }
-
-    fn heal(&mut self) {
-        self.say(|_| "heal".to_owned());
-        self.healed = true;
-        self.cut_off.clear();
-        self.authority_down_until = 0;
-        for node in 0..self.nodes.len() {
-            self.agenda.schedule(0, Happening::Start { node });
-            let generation = self.nodes[node].generation;
-            self.agenda.schedule(0, Happening::Resume { node, generation });
-        }
-    }
-
-    fn replicas(&self) -> impl Iterator<Item = &Replica> {
+    pub(crate) fn replicas(&self) -> impl Iterator<Item = &Replica> {
         self.nodes.iter().filter_map(|node| node.process.as_ref()).map(|process| &process.replica)
     }
 
@@ -630,43 +477,6 @@ impl World {
             self.replicas().filter_map(Replica::register).map(|it| 1 + it.backups.len()).min();
         answered && settled == self.nodes.len() && members == Some(self.nodes.len())
     }
-
-    /// The end: replicas are equal, and every client's history has an order.
-    fn audit(&self) -> Finding {
-        let dumps: Vec<_> = self.replicas().map(dump).collect::<Result<_, _>>()?;
-        if let Some(at) = dumps.iter().position(|dump| *dump != dumps[0]) {
-            return Err(format!("I9: n1 and n{} hold different rows", at + 1));
-        }
-        for key in 0..self.plan.keys {
-            let history: Vec<_> = self
-                .history
-                .operations
-                .iter()
-                .filter(|(of, _)| *of == key)
-                .map(|(_, operation)| operation.clone())
-                .collect();
-            if !is_linearizable(&history) {
-                return Err(format!("I10: the history of key-{key} has no order: {history:#?}"));
-            }
-        }
-        Ok(())
-    }
-}
-
-type Rows = Vec<(onlyonce_storage::Table, bytes::Bytes, bytes::Bytes)>;
-
-/// All rows that a replica holds.
-fn dump(replica: &Replica) -> Result<Rows, String> {
-    let mut rows = Vec::new();
-    for table in onlyonce_storage::Table::ALL {
-        for row in replica.state().scan(table, &[], None) {
-            let row = row.map_err(|error| error.to_string())?;
-            if let Some(value) = row.value {
-                rows.push((table, row.key, value));
-            }
-        }
-    }
-    Ok(rows)
 }
 
 /// A message in a few words.
