@@ -47,7 +47,7 @@ impl LogQueue {
         self.put(Command::Persist(record));
     }
 
-    /// Removes what follows `after` and saves `state`; ends in `Event::CutDone`.
+    /// Removes what follows `after` and saves `state`; ends in `Event::Saved`.
     pub fn cut(&self, after: Index, state: Bytes) {
         self.put(Command::Cut { after, state });
     }
@@ -108,7 +108,7 @@ impl LogThread {
                 Some(Command::Cut { after, state }) => {
                     self.watch("cut the log", |log| log.cut(after, &state));
                     chores.head_behind_since = None;
-                    self.core.send(Event::CutDone);
+                    self.core.send(Event::Saved);
                 }
                 Some(Command::Save { state }) => {
                     self.watch("save the view", |log| log.save(&state));

@@ -68,7 +68,7 @@ impl Replica {
 
     pub(crate) fn on_checkpointed(&mut self) {
         let upto = self.checkpointing.folding.take().expect("a checkpoint that ends was begun");
-        let generation = self.state.folded(upto);
+        let generation = self.state.note_folded(upto);
         self.effects.push(Effect::Release(generation));
         let keep = self.config.log_tail_bytes;
         let prunable = self.checkpointing.prunable(keep).min(upto);

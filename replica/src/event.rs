@@ -5,7 +5,7 @@
 //! given.
 //!
 //! - `Persist`, `Cut`, `Save` and `Prune` pass through **one** queue. Each of the first three ends
-//!   in its event ([`Event::Persisted`], [`Event::CutDone`], [`Event::Saved`]), in the same order,
+//!   in its event ([`Event::Persisted`], or [`Event::Saved`] for the other two), in the same order,
 //!   and only when it is durable. Nothing that rests on one of them is sent before its event.
 //! - `Send` may lose, repeat or reorder messages; the core repeats what matters.
 //! - `Propose` and `ReadRegister` may stay without an answer; the core asks again.
@@ -74,9 +74,7 @@ pub enum Event {
         /// The newest of them.
         index: Index,
     },
-    /// The oldest `Cut` that was not yet reported is durable.
-    CutDone,
-    /// The oldest `Save` that was not yet reported is durable.
+    /// The oldest `Cut` or `Save` that was not yet reported is durable.
     Saved,
     /// A linearizable read of the register that began after it was asked for, or news of a watch.
     RegisterRead(Versioned),

@@ -16,7 +16,7 @@ use onlyonce_wire::authority::{Register, Revision};
 
 use crate::event::{Effect, Moment};
 use crate::message::{PeerMessage, Position};
-use crate::replica::{Flush, Replica, Role, Stop, decode_records, view_of};
+use crate::replica::{Replica, Role, Stop, decode_records, view_of};
 
 /// What a follower knows beside its log. It lives as long as one view.
 pub(crate) struct Follower {
@@ -166,19 +166,6 @@ impl Replica {
         follower.matched = follower.matched.max(index);
     }
 
-    /// Stages a closed record and hands it to the log writer.
-    pub(crate) fn persist(&mut self, record: Arc<Record>) {
-        self.state.stage_record(Arc::clone(&record));
-        self.note_persist(record);
-    }
-
-    /// Hands a record that is staged already to the log writer.
-    pub(crate) fn note_persist(&mut self, record: Arc<Record>) {
-        self.checkpointing.note_record(&record);
-        self.oldest_flush.push_back((Flush::Record(record.index), self.now));
-        self.effects.push(Effect::Persist(record));
-    }
-
     /// Acknowledges what is matched and durable, once the view is.
     pub(crate) fn acknowledge(&mut self) {
         self.follow_committed();
@@ -186,7 +173,7 @@ impl Replica {
         if self.durable_view < view || self.proposal.is_some() {
             return;
         }
-        let persisted = self.persisted;
+        let persisted = self.state.persisted();
         let Some(known) = &self.known else { return };
         let to = known.register.primary.store;
         let Role::Follower(follower) = &mut self.role else { return };
@@ -200,7 +187,7 @@ impl Replica {
     /// I1, I8: committed here is what the primary says, as far as it is matched and durable here.
     fn follow_committed(&mut self) {
         let Role::Follower(follower) = &self.role else { return };
-        let committed = follower.told_committed.min(follower.matched).min(self.persisted);
+        let committed = follower.told_committed.min(follower.matched).min(self.state.persisted());
         if committed > self.state.committed() {
             self.state.commit(committed);
         }

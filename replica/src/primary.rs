@@ -173,7 +173,7 @@ impl Replica {
         primary.open_bytes = 0;
         let record = Arc::new(Record::new(view, index, committed, entries));
         self.state.push(Arc::clone(&record));
-        self.note_persist(record);
+        self.write(record);
         self.feed_all()
     }
 
@@ -372,7 +372,7 @@ impl Replica {
             return Ok(());
         }
         let matched = |store| primary.followers.get(store).map_or(Index::ZERO, |it| it.matched);
-        let durable = others.iter().map(matched).fold(self.persisted, Index::min);
+        let durable = others.iter().map(matched).fold(self.state.persisted(), Index::min);
         if durable <= self.state.committed() {
             return Ok(());
         }

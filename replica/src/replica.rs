@@ -1,9 +1,10 @@
 //! The state machine: what a node holds, and the one function that changes it.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use onlyonce_storage::{Index, State, View};
+use onlyonce_storage::{Index, Record, State, View};
 use onlyonce_wire::authority::{Register, Revision};
 use onlyonce_wire::status::{NodeStatus, Role as StatusRole};
 use onlyonce_wire::{ClusterId, Incarnation, StoreId};
@@ -42,7 +43,7 @@ impl From<crate::rows::BadRow> for Stop {
 /// # Invariants
 /// - I2: `saved.view` never falls; `durable_view ≤ saved.view`; nothing is acknowledged in a view
 ///   above `durable_view`, and no record is made in it.
-/// - I8: `state.applied() ≤ state.committed() ≤ persisted ≤ state.last()`.
+/// - I8: applied ≤ committed ≤ persisted ≤ last, of `state`.
 /// - There is at most one unresolved proposal, and it was durable before it was sent.
 pub struct Replica {
     pub(crate) config: Config,
@@ -52,14 +53,10 @@ pub struct Replica {
     pub(crate) state: State,
     /// The replication state as last handed out to be saved.
     pub(crate) saved: Saved,
-    /// What is to be done when the oldest save or cut under way is durable.
-    pub(crate) saving: VecDeque<Saving>,
+    /// What the log writer was given and has not reported, oldest first.
+    pub(crate) writing: VecDeque<Writing>,
     /// The highest view that is on disk.
     pub(crate) durable_view: View,
-    /// Records up to this one are durable here.
-    pub(crate) persisted: Index,
-    /// When the oldest record or save that is not yet durable was handed out.
-    pub(crate) oldest_flush: VecDeque<(Flush, Moment)>,
     /// The newest view that is known, with the revision of the register that held it.
     pub(crate) known: Option<Known>,
     pub(crate) proposal: Option<Proposal>,
@@ -100,13 +97,24 @@ pub(crate) struct Known {
     pub(crate) revision: Revision,
 }
 
-/// A save or a cut under way.
+/// Something that the log writer has in its queue.
 #[derive(Debug)]
-pub(crate) struct Saving {
-    /// The view that is durable with it.
-    pub(crate) view: View,
-    /// What waits for it.
-    pub(crate) then: Then,
+pub(crate) struct Writing {
+    pub(crate) what: Write,
+    /// When it was given to the log writer.
+    pub(crate) since: Moment,
+}
+
+#[derive(Debug)]
+pub(crate) enum Write {
+    Record(Index),
+    /// A save or a cut.
+    Save {
+        /// The view that is durable with it.
+        view: View,
+        /// What waits for it.
+        then: Then,
+    },
 }
 
 /// What waits for a save or a cut.
@@ -122,13 +130,6 @@ pub(crate) enum Then {
     BeginView(onlyonce_wire::ProposalId),
     /// A lone node's view is to begin.
     BeginLone,
-}
-
-/// Something handed to the log writer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Flush {
-    Record(Index),
-    Save,
 }
 
 /// Why a replica cannot be started on a store.
@@ -195,15 +196,12 @@ impl Replica {
             }
         }
         let mut rng = seeded(config.seed);
-        let persisted = state.last().1;
         let mut replica = Self {
             process: rand::Rng::random::<u64>(&mut rng).max(1),
             durable_view: saved.view,
             role: Role::Starting(Starting::new(saved.proposal, now)),
             rng,
-            saving: VecDeque::new(),
-            persisted,
-            oldest_flush: VecDeque::new(),
+            writing: VecDeque::new(),
             known: None,
             proposal: None,
             checkpointing: Checkpointing::new(now),
@@ -232,7 +230,14 @@ impl Replica {
             self.role = Role::Stopped;
             self.effects.push(Effect::Stop(reason));
         }
-        debug_assert!(self.state.applied() <= self.state.committed());
+        let state = &self.state;
+        let (applied, committed, persisted) =
+            (state.applied(), state.committed(), state.persisted());
+        assert!(
+            applied <= committed && committed <= persisted && persisted <= state.last().1,
+            "I8: applied {applied}, committed {committed}, persisted {persisted}, last {}",
+            state.last().1
+        );
         std::mem::take(&mut self.effects)
     }
 
@@ -242,7 +247,7 @@ impl Replica {
             Event::Peer { from, message } => self.on_message(from, message)?,
             Event::PeerConnected(peer) => self.on_peer_connected(peer)?,
             Event::Persisted { index } => self.on_persisted(index)?,
-            Event::CutDone | Event::Saved => self.on_saved()?,
+            Event::Saved => self.on_saved()?,
             Event::RegisterRead(versioned) => self.on_register_read(versioned)?,
             Event::Proposed(result) => self.on_proposed(result),
             Event::Checkpointed => self.on_checkpointed(),
@@ -290,36 +295,42 @@ impl Replica {
     }
 
     fn on_persisted(&mut self, index: Index) -> Result<(), Stop> {
-        while let Some((Flush::Record(flushed), _)) = self.oldest_flush.front() {
-            if *flushed > index {
+        while let Some(Writing { what: Write::Record(written), .. }) = self.writing.front() {
+            if *written > index {
                 break;
             }
-            self.oldest_flush.pop_front();
+            self.writing.pop_front();
         }
-        if self.saving.iter().any(|saving| matches!(saving.then, Then::EndCut(_))) {
-            // It speaks of the log before the cut; what remains of it was counted when cutting.
+        if self.is_cutting() {
+            // It speaks of the log before the cut; what remains of that, the cut's end tells.
             return Ok(());
         }
-        self.persisted = self.persisted.max(index);
-        self.state.persisted(index);
+        self.state.note_persisted(index);
         match &self.role {
-            Role::Primary(_) => self.advance_commit(),
-            Role::Follower(_) => {
-                self.acknowledge();
-                Ok(())
-            }
-            Role::Starting(_) | Role::Recovering(_) | Role::Stopped => Ok(()),
+            Role::Primary(_) => self.advance_commit()?,
+            Role::Follower(_) => self.acknowledge(),
+            Role::Starting(_) | Role::Recovering(_) | Role::Stopped => {}
         }
+        Ok(())
+    }
+
+    fn is_cutting(&self) -> bool {
+        self.writing
+            .iter()
+            .any(|writing| matches!(writing.what, Write::Save { then: Then::EndCut(_), .. }))
     }
 
     fn on_saved(&mut self) -> Result<(), Stop> {
-        let at = self.oldest_flush.iter().position(|(flush, _)| *flush == Flush::Save);
-        self.oldest_flush.drain(..=at.expect("a save that ends was begun"));
-        let Saving { view, then } = self.saving.pop_front().expect("a save that ends was begun");
+        let oldest = self.writing.pop_front().map(|writing| writing.what);
+        let Some(Write::Save { view, then }) = oldest else {
+            panic!("a save ended, but the oldest write is {oldest:?}");
+        };
         self.durable_view = self.durable_view.max(view);
         match then {
             Then::Acknowledge => {}
-            Then::EndCut(index) => self.end_cut(index),
+            // All that was handed out before is durable or gone, unless another cut follows.
+            Then::EndCut(_) if self.is_cutting() => {}
+            Then::EndCut(index) => self.state.note_persisted(index),
             Then::Propose(id) => self.send_proposal(id),
             Then::BeginView(id) => self.begin_won_view(id)?,
             Then::BeginLone => self.begin_lone()?,
@@ -330,19 +341,22 @@ impl Replica {
         Ok(())
     }
 
-    /// The log ends at `index` now, unless another cut follows: all that was handed out before is
-    /// durable or gone.
-    fn end_cut(&mut self, index: Index) {
-        if !self.saving.iter().any(|saving| matches!(saving.then, Then::EndCut(_))) {
-            self.persisted = index;
-            self.state.persisted(index);
-        }
+    /// Stages a closed record and hands it to the log writer.
+    pub(crate) fn persist(&mut self, record: Arc<Record>) {
+        self.state.stage_record(Arc::clone(&record));
+        self.write(record);
+    }
+
+    /// Hands a record that is staged already to the log writer.
+    pub(crate) fn write(&mut self, record: Arc<Record>) {
+        self.checkpointing.note_record(&record);
+        self.writing.push_back(Writing { what: Write::Record(record.index), since: self.now });
+        self.effects.push(Effect::Persist(record));
     }
 
     /// Hands the replication state out to be saved.
     pub(crate) fn save(&mut self, then: Then) {
-        self.saving.push_back(Saving { view: self.saved.view, then });
-        self.oldest_flush.push_back((Flush::Save, self.now));
+        self.note_save(then);
         self.effects.push(Effect::Save { state: self.saved.encode() });
     }
 
@@ -351,10 +365,13 @@ impl Replica {
         let committed = self.state.committed();
         assert!(after >= committed, "a cut to {after} below committed {committed}");
         self.state.unstage_after(after);
-        self.persisted = self.persisted.min(after);
-        self.saving.push_back(Saving { view: self.saved.view, then: Then::EndCut(after) });
-        self.oldest_flush.push_back((Flush::Save, self.now));
+        self.note_save(Then::EndCut(after));
         self.effects.push(Effect::Cut { after, state: self.saved.encode() });
+    }
+
+    fn note_save(&mut self, then: Then) {
+        let what = Write::Save { view: self.saved.view, then };
+        self.writing.push_back(Writing { what, since: self.now });
     }
 
     /// The number of the newest known view.
@@ -372,10 +389,10 @@ impl Replica {
         self.effects.push(Effect::Send { to, message });
     }
 
-    /// Whether a flush takes so long that others should take over.
+    /// Whether a write takes so long that others should take over.
     pub(crate) fn flush_is_stuck(&self) -> bool {
         let timeout = self.config.timing.append_timeout;
-        self.oldest_flush.front().is_some_and(|(_, begun)| self.now.since(*begun) > timeout)
+        self.writing.front().is_some_and(|oldest| self.now.since(oldest.since) > timeout)
     }
 
     /// The cluster that this store belongs to, once it does.
@@ -444,7 +461,7 @@ impl Replica {
                 register.backups.iter().map(|backup| backup.name.clone()).collect()
             }),
             learners,
-            prepared: self.persisted.0,
+            prepared: self.state.persisted().0,
             committed: self.state.committed().0,
             applied: self.state.applied().0,
             sessions,
@@ -475,9 +492,6 @@ fn seeded(seed: u128) -> StdRng {
 /// Decodes records that another node sent.
 pub(crate) fn decode_records(
     records: Vec<Bytes>,
-) -> Result<Vec<std::sync::Arc<onlyonce_storage::Record>>, onlyonce_storage::DecodeError> {
-    records
-        .into_iter()
-        .map(|record| onlyonce_storage::Record::decode(record).map(std::sync::Arc::new))
-        .collect()
+) -> Result<Vec<Arc<Record>>, onlyonce_storage::DecodeError> {
+    records.into_iter().map(|record| Record::decode(record).map(Arc::new)).collect()
 }

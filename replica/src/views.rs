@@ -315,7 +315,7 @@ impl Replica {
         let mut records = Vec::new();
         if matches {
             for record in self.state.records(after.index.next(), FETCHED_BYTES_MAX)? {
-                if record.view != view || record.index > self.persisted {
+                if record.view != view || record.index > self.state.persisted() {
                     break;
                 }
                 records.push(record.encode());

@@ -160,7 +160,7 @@ impl Process {
             Done::Saved => Ok(Some(Event::Saved)),
             Done::Cut(after) => {
                 ledger.cut(store, after);
-                Ok(Some(Event::CutDone))
+                Ok(Some(Event::Saved))
             }
             Done::Appended(records) => {
                 let index = records.last().expect("at least one").index;

@@ -1,6 +1,6 @@
 //! Checkpoints: committed rows move from the overlay into the tables. Owned by its own thread.
 //!
-//! Readers see the generation until [`State::folded`](crate::State::folded), so a half-done fold is
+//! Readers see the generation until [`State::note_folded`](crate::State::note_folded), so a half-done fold is
 //! never visible. A crash in between is harmless: effects are absolute, and the records that were
 //! being folded are still in the log and are folded again.
 
@@ -39,7 +39,7 @@ impl Checkpointer {
     }
 
     /// Folds `generation` into the tables, durably. Whoever gets the result tells the core, which
-    /// calls [`State::folded`](crate::State::folded).
+    /// calls [`State::note_folded`](crate::State::note_folded).
     ///
     /// # Panics
     /// If the generation does not begin where the last one ended.

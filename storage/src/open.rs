@@ -142,7 +142,7 @@ pub(crate) fn open_or_create(
         state.stage_record(record);
     }
     let last = replay.last;
-    state.persisted(last.index);
+    state.note_persisted(last.index);
     state.commit(replay.committed.clamp(applied.index, last.index));
     head.write(|slot| slot.last = last)?;
 

@@ -222,7 +222,7 @@ impl State {
     ///
     /// # Panics
     /// If `index` is beyond the last record.
-    pub fn persisted(&mut self, index: Index) {
+    pub fn note_persisted(&mut self, index: Index) {
         let last = self.last.1;
         assert!(index <= last, "{index} is durable, but {last} is the last record");
         self.persisted = self.persisted.max(index);
@@ -237,6 +237,12 @@ impl State {
 
     fn settle(&mut self) {
         self.overlay.settle(self.committed.min(self.persisted));
+    }
+
+    /// The last record that is known to be durable in the log.
+    #[must_use]
+    pub fn persisted(&self) -> Index {
+        self.persisted
     }
 
     /// The last record that is known to be committed.
@@ -348,7 +354,7 @@ impl State {
     ///
     /// # Panics
     /// If no generation up to `upto` was frozen.
-    pub fn folded(&mut self, upto: Index) -> Generation {
+    pub fn note_folded(&mut self, upto: Index) -> Generation {
         let generation = self.overlay.unfreeze().expect("a generation is being folded");
         assert_eq!(generation.upto(), upto, "the generation that was folded");
         self.applied = (generation.view(), upto);

@@ -297,7 +297,7 @@ fn a_checkpoint_can_crash_anywhere() {
                 let record = Arc::new(record);
                 store.state.stage_record(record.clone());
                 store.log.append(&[record]).expect("the disk works");
-                store.state.persisted(Index(index));
+                store.state.note_persisted(Index(index));
                 if index == 1 {
                     checkpoint(&mut store, 1);
                 }
@@ -491,7 +491,7 @@ fn a_damaged_long_value_is_found() {
         let record = long_record(1);
         store.state.stage_record(record.clone());
         store.log.append(&[record]).expect("the disk works");
-        store.state.persisted(Index(1));
+        store.state.note_persisted(Index(1));
         checkpoint(&mut store, 1);
         assert_eq!(read(&store, "long 0").map(|value| value.len()), Some(60_000));
         if lost {

@@ -246,7 +246,7 @@ impl Run {
         let upto = (from + count).min(self.model.records.len());
         self.store.log.append(&self.model.records[from..upto])?;
         self.model.durable = upto as u64;
-        self.store.state.persisted(Index(self.model.durable));
+        self.store.state.note_persisted(Index(self.model.durable));
         Ok(())
     }
 
@@ -282,7 +282,7 @@ impl Run {
         // Readers do not mind that the tables are ahead of the overlay for a while.
         self.check();
         self.model.applied = generation.upto().0;
-        drop(self.store.state.folded(generation.upto()));
+        drop(self.store.state.note_folded(generation.upto()));
         self.check_chunks();
         Ok(())
     }

@@ -45,7 +45,7 @@ fn a_store_survives_reopening() {
         let record = long_record(index, bytes);
         store.state.stage_record(record.clone());
         store.log.append(&[record]).expect("the disk works");
-        store.state.persisted(Index(index));
+        store.state.note_persisted(Index(index));
     }
     checkpoint(&mut store, 4);
     store.log.save(b"view 1").expect("the disk works");
@@ -174,7 +174,7 @@ fn the_largest_rows_stay_out_of_blobs() {
         let record = Arc::new(Record::new(View(1), index, Index::ZERO, entries));
         store.state.stage_record(record.clone());
         store.log.append(&[record]).expect("the disk works");
-        store.state.persisted(index);
+        store.state.note_persisted(index);
         checkpoint(&mut store, index.0);
     }
     drop(store);

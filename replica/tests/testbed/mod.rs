@@ -277,7 +277,7 @@ impl Testbed {
                 }
                 Effect::Cut { after, state } => {
                     process.log.cut(after, &state).expect("cut");
-                    Event::CutDone
+                    Event::Saved
                 }
                 Effect::Save { state } => {
                     process.log.save(&state).expect("save");

@@ -55,7 +55,7 @@ pub fn append(store: &mut Opened, indexes: std::ops::RangeInclusive<u64>) {
         let record = record(index);
         store.state.stage_record(record.clone());
         store.log.append(&[record]).expect("the disk works");
-        store.state.persisted(Index(index));
+        store.state.note_persisted(Index(index));
     }
 }
 
@@ -64,7 +64,7 @@ pub fn checkpoint(store: &mut Opened, index: u64) {
     store.state.commit(Index(index));
     let generation = store.state.freeze().expect("something is committed");
     store.checkpointer.fold(&generation).expect("the disk works");
-    drop(store.state.folded(generation.upto()));
+    drop(store.state.note_folded(generation.upto()));
 }
 
 /// What the row `key` holds, as text.
