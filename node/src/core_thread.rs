@@ -185,7 +185,7 @@ impl CoreThread {
     }
 
     fn step(&mut self, event: Event) {
-        let changes_view = matches!(event, Event::RegisterRead(_) | Event::Proposed(_));
+        let changes_view = matches!(event, Event::RegisterRead { .. } | Event::Proposed(_));
         let effects = self.replica.step(clock::now(), event);
         if changes_view {
             self.publish();
@@ -209,7 +209,7 @@ impl CoreThread {
                 Effect::Cut { after, state } => outlets.log.cut(after, state),
                 Effect::Save { state } => outlets.log.save(state),
                 Effect::Prune { upto } => outlets.log.prune(upto),
-                Effect::ReadRegister => self.authority().read(),
+                Effect::ReadRegister(id) => self.authority().read(id),
                 Effect::Propose { expected, register } => {
                     self.authority().propose(expected, register);
                 }

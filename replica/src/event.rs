@@ -50,6 +50,18 @@ pub struct ReplyTo {
     pub call: CallId,
 }
 
+/// Numbers the reads of the register that a process asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReadId(pub u64);
+
+impl ReadId {
+    /// The next read.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
@@ -76,8 +88,14 @@ pub enum Event {
     },
     /// The oldest `Cut` or `Save` that was not yet reported is durable.
     Saved,
-    /// A linearizable read of the register that began after it was asked for, or news of a watch.
-    RegisterRead(Versioned),
+    /// What a linearizable read of the register saw.
+    RegisterRead {
+        /// The newest `ReadRegister` that was handed out before the read began; none for news of a
+        /// watch.
+        asked: Option<ReadId>,
+        /// What it saw.
+        now: Versioned,
+    },
     /// How the last `Propose` ended.
     Proposed(ProposalResult),
     /// The generation of the last `Checkpoint` is folded, durably.
@@ -136,7 +154,7 @@ pub enum Effect {
         upto: Index,
     },
     /// Read the register, linearizably.
-    ReadRegister,
+    ReadRegister(ReadId),
     /// Compare-and-swap the register.
     Propose {
         /// The revision that it must have.

@@ -14,7 +14,7 @@ use onlyonce_storage::{Index, Record, View, limits::OVERLAY_BYTES_MAX};
 use onlyonce_wire::StoreId;
 use onlyonce_wire::authority::{Register, Revision};
 
-use crate::event::{Effect, Moment};
+use crate::event::Moment;
 use crate::message::{PeerMessage, Position};
 use crate::replica::{Replica, Role, Stop, decode_records, view_of};
 
@@ -208,7 +208,7 @@ impl Replica {
             self.join();
             if silent {
                 // News of a view may have been missed too.
-                self.effects.push(Effect::ReadRegister);
+                self.read_register();
             }
         }
         let Role::Follower(follower) = &mut self.role else { return };

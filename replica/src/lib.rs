@@ -11,7 +11,9 @@
 //! - `primary` → records, followers, commit, leases,
 //! - `follower` → a backup's or learner's side of it,
 //! - `progress` → what the primary knows of one follower,
-//! - `views` → the register, proposals, start and takeover,
+//! - `views` → the start, and following the register,
+//! - `proposal` → changing it,
+//! - `recovery` → a restarted primary,
 //! - `checkpoint` → when entries are folded into the tables.
 //!
 //! # Properties
@@ -34,6 +36,8 @@ mod limits;
 mod message;
 mod primary;
 mod progress;
+mod proposal;
+mod recovery;
 mod replica;
 mod requests;
 mod rows;
@@ -41,6 +45,6 @@ mod saved;
 mod views;
 
 pub use config::{Config, DRIFT_PER_MILLE, Mode, Timing};
-pub use event::{Effect, Event, Moment, ProposalResult, ReplyTo};
+pub use event::{Effect, Event, Moment, ProposalResult, ReadId, ReplyTo};
 pub use message::{PeerHello, PeerMessage, Position};
 pub use replica::{Replica, StartError, Stop};

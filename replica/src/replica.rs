@@ -14,12 +14,14 @@ use rand::rngs::StdRng;
 use crate::checkpoint::Checkpointing;
 use crate::config::{Config, Mode};
 use crate::duplicates::DuplicateTable;
-use crate::event::{Effect, Event, Moment};
+use crate::event::{Effect, Event, Moment, ReadId};
 use crate::follower::Follower;
 use crate::message::{PeerMessage, Position};
 use crate::primary::Primary;
+use crate::proposal::Proposal;
+use crate::recovery::Recovering;
 use crate::saved::{Owner, Saved};
-use crate::views::{Proposal, Recovering, Starting};
+use crate::views::Starting;
 
 /// Why a replica must not go on. The process ends with this text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +62,7 @@ pub struct Replica {
     /// The newest view that is known, with the revision of the register that held it.
     pub(crate) known: Option<Known>,
     pub(crate) proposal: Option<Proposal>,
+    pub(crate) reads: Reads,
     pub(crate) role: Role,
     pub(crate) checkpointing: Checkpointing,
     pub(crate) now: Moment,
@@ -95,6 +98,17 @@ impl Role {
 pub(crate) struct Known {
     pub(crate) register: Register,
     pub(crate) revision: Revision,
+}
+
+/// The reads of the register, and what they must at least see.
+#[derive(Debug, Default)]
+pub(crate) struct Reads {
+    /// The newest read that was asked for.
+    pub(crate) asked: ReadId,
+    /// The newest revision that this process knows of.
+    pub(crate) newest: Revision,
+    /// What had been asked for when it came to know it: any later read must see as much.
+    pub(crate) asked_when_seen: ReadId,
 }
 
 /// Something that the log writer has in its queue.
@@ -204,6 +218,7 @@ impl Replica {
             writing: VecDeque::new(),
             known: None,
             proposal: None,
+            reads: Reads::default(),
             checkpointing: Checkpointing::new(now),
             now,
             effects: Vec::new(),
@@ -213,7 +228,7 @@ impl Replica {
         };
         match replica.config.mode {
             Mode::Lone => replica.start_lone(),
-            Mode::Cluster { .. } => replica.effects.push(Effect::ReadRegister),
+            Mode::Cluster { .. } => replica.read_register(),
         }
         let effects = std::mem::take(&mut replica.effects);
         Ok((replica, effects))
@@ -230,6 +245,7 @@ impl Replica {
             self.role = Role::Stopped;
             self.effects.push(Effect::Stop(reason));
         }
+        self.note_revision();
         let state = &self.state;
         let (applied, committed, persisted) =
             (state.applied(), state.committed(), state.persisted());
@@ -248,7 +264,7 @@ impl Replica {
             Event::PeerConnected(peer) => self.on_peer_connected(peer)?,
             Event::Persisted { index } => self.on_persisted(index)?,
             Event::Saved => self.on_saved()?,
-            Event::RegisterRead(versioned) => self.on_register_read(versioned)?,
+            Event::RegisterRead { asked, now } => self.on_register_read(asked, now)?,
             Event::Proposed(result) => self.on_proposed(result),
             Event::Checkpointed => self.on_checkpointed(),
             Event::Drained => self.close_record()?,
@@ -429,6 +445,17 @@ impl Replica {
         self.proposal.is_some()
     }
 
+    /// Notes the newest revision that this step brought news of.
+    fn note_revision(&mut self) {
+        let known = self.known.as_ref().map(|known| known.revision);
+        let won = self.proposal.as_ref().and_then(Proposal::won_at);
+        let newest = known.max(won).unwrap_or_default();
+        if newest > self.reads.newest {
+            self.reads.newest = newest;
+            self.reads.asked_when_seen = self.reads.asked;
+        }
+    }
+
     /// What this node says about itself.
     #[must_use]
     pub fn status(&self) -> NodeStatus {
@@ -437,7 +464,9 @@ impl Replica {
             Role::Starting(_) | Role::Recovering(_) | Role::Stopped => {
                 (StatusRole::Starting, false)
             }
-            Role::Primary(primary) => (StatusRole::Primary, primary.table.is_some()),
+            Role::Primary(primary) => {
+                (StatusRole::Primary, primary.table.is_some() && self.lease_holds())
+            }
             Role::Follower(_) if self.is_backup() => (StatusRole::Backup, false),
             Role::Follower(_) => (StatusRole::Learner, false),
         };

@@ -7,7 +7,7 @@ mod testbed;
 
 use std::time::Duration;
 
-use onlyonce_replica::Moment;
+use onlyonce_replica::{Moment, Replica};
 use testbed::{CALM, Faults, Testbed};
 
 fn seeds(count: u64) -> Vec<u64> {
@@ -97,5 +97,50 @@ fn a_lone_node_becomes_a_cluster() {
             world.step();
         }
         world.heal_and_audit();
+    }
+}
+
+fn formed(nodes: usize, seed: u64) -> Testbed {
+    let mut world = Testbed::new(seed, nodes, 2, CALM);
+    world.may_stop = true;
+    let complete = |it: &Testbed| {
+        let status = it.primary().and_then(|at| it.replica(at)).map(Replica::status);
+        status.is_some_and(|status| status.backups.len() + 1 == nodes)
+    };
+    world.run_until("everybody is a replica", 100_000, complete);
+    world
+}
+
+/// A running backup that finds the register empty stops, however long it had known it full.
+#[test]
+fn a_lost_register_is_noticed_by_running_nodes() {
+    for seed in seeds(10) {
+        let mut world = formed(2, seed);
+        world.lose_register();
+        let primary = world.primary().expect("formed");
+        world.kill(primary, Duration::ZERO);
+        world.hold(primary, Moment(u64::MAX));
+        world.run_until("the backup stops", 100_000, |it| !it.stopped.is_empty());
+        let (at, reason) = &world.stopped[0];
+        assert_ne!(*at, primary);
+        assert!(reason.contains("register is empty"), "{reason}");
+    }
+}
+
+/// A second process on a copy of a store is found by the first one, which stops and says so.
+#[test]
+fn a_copied_store_is_found() {
+    for seed in seeds(10) {
+        let mut world = formed(3, seed);
+        let copied = (world.primary().expect("formed") + 1) % 3;
+        world.usurp(copied);
+        // The news comes with the next question to the authority.
+        let primary = world.primary().expect("formed");
+        world.kill(primary, Duration::ZERO);
+        world.hold(primary, Moment(u64::MAX));
+        world.run_until("the first one stops", 100_000, |it| !it.stopped.is_empty());
+        let (at, reason) = &world.stopped[0];
+        assert_eq!(*at, copied, "{reason}");
+        assert!(reason.contains("copy of this data folder"), "{reason}");
     }
 }

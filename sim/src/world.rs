@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use onlyonce_replica::{Effect, Event, PeerMessage, ProposalResult, Replica, ReplyTo};
+use onlyonce_replica::{Effect, Event, PeerMessage, ProposalResult, ReadId, Replica, ReplyTo};
 use onlyonce_wire::authority::{Register, Revision, Versioned};
 use onlyonce_wire::client::{Answer, Request};
 use onlyonce_wire::{CallId, StoreId};
@@ -58,7 +58,7 @@ pub enum Happening {
 /// A question to the authority.
 pub enum Ask {
     /// What is it?
-    Read,
+    Read(ReadId),
     /// Change it.
     Swap(Revision, Register),
 }
@@ -314,7 +314,7 @@ impl World {
                     process.queue.push_back(effect);
                     self.begin_flush(at);
                 }
-                Effect::ReadRegister => self.ask(at, Ask::Read),
+                Effect::ReadRegister(id) => self.ask(at, Ask::Read(id)),
                 Effect::Propose { expected, register } => {
                     self.say(|_| format!("n{} proposes view {}", at + 1, register.view));
                     self.ask(at, Ask::Swap(expected, register));
@@ -402,7 +402,7 @@ impl World {
             return;
         }
         let event = match ask {
-            Ask::Read => Event::RegisterRead(self.register.clone()),
+            Ask::Read(id) => Event::RegisterRead { asked: Some(id), now: self.register.clone() },
             Ask::Swap(expected, register) if expected == self.register.revision => {
                 self.say(|_| format!("the register holds view {} of n{}", register.view, node + 1));
                 let revision = Revision(expected.0 + 1);

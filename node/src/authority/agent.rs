@@ -1,9 +1,10 @@
 //! The node's side of the authority: carries out the core's reads and proposals, and watches.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use onlyonce_replica::{Event, ProposalResult};
+use onlyonce_replica::{Event, ProposalResult, ReadId};
 use onlyonce_wire::authority::{Register, Revision, Versioned};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
@@ -20,7 +21,7 @@ const WATCH_RETRY: Duration = Duration::from_millis(500);
 
 /// Takes what the core asks of the authority; the answers are events.
 pub struct Agent {
-    reads: Arc<Notify>,
+    reads: Arc<Reads>,
     proposals: mpsc::UnboundedSender<(Revision, Register)>,
 }
 
@@ -32,7 +33,7 @@ impl Agent {
         core: Arc<CoreQueue>,
         faults: Arc<Faults>,
     ) -> Self {
-        let reads = Arc::new(Notify::new());
+        let reads = Arc::new(Reads::default());
         // The core has at most one proposal unresolved, so this queue stays short.
         let (proposals, wanted) = mpsc::unbounded_channel();
         let tasks =
@@ -43,16 +44,25 @@ impl Agent {
         Self { reads, proposals }
     }
 
-    /// Reads the register; the read begins after this call.
-    pub fn read(&self) {
+    /// Reads the register; the read begins after this call, and answers all calls before it.
+    pub fn read(&self, id: ReadId) {
+        self.reads.asked.store(id.0, Ordering::Release);
         // Asked for while a read is under way, another one follows it.
-        self.reads.notify_one();
+        self.reads.wanted.notify_one();
     }
 
     /// Compare-and-swaps the register, once.
     pub fn propose(&self, expected: Revision, register: Register) {
         let _ = self.proposals.send((expected, register));
     }
+}
+
+/// What was asked for and has not begun.
+#[derive(Default)]
+struct Reads {
+    wanted: Notify,
+    /// The newest `ReadId`.
+    asked: AtomicU64,
 }
 
 const WARN_INTERVAL: Duration = Duration::from_secs(5);
@@ -65,12 +75,13 @@ struct Tasks<A> {
 }
 
 impl<A: Authority> Tasks<A> {
-    async fn read(self: Arc<Self>, wanted: Arc<Notify>) {
+    async fn read(self: Arc<Self>, reads: Arc<Reads>) {
         loop {
-            wanted.notified().await;
+            reads.wanted.notified().await;
+            let asked = Some(ReadId(reads.asked.load(Ordering::Acquire)));
             let read = self.unless_cut_off(self.authority.read()).await;
             if let Some(now) = self.reported(read) {
-                self.core.send(Event::RegisterRead(now));
+                self.core.send(Event::RegisterRead { asked, now });
             }
         }
     }
@@ -107,7 +118,7 @@ impl<A: Authority> Tasks<A> {
             match self.reported(watched) {
                 Some(now) if now.revision != known => {
                     known = now.revision;
-                    self.core.send(Event::RegisterRead(now));
+                    self.core.send(Event::RegisterRead { asked: None, now });
                 }
                 Some(_) => {}
                 None => tokio::time::sleep(WATCH_RETRY).await,

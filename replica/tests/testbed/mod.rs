@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use onlyonce_replica::{
-    Config, Effect, Event, Mode, Moment, PeerMessage, ProposalResult, Replica, ReplyTo, Timing,
+    Config, Effect, Event, Mode, Moment, PeerMessage, ProposalResult, ReadId, Replica, ReplyTo,
+    Timing,
 };
 use onlyonce_storage::engine::memory::MemoryDisk;
 use onlyonce_storage::{Checkpointer, Generation, LogWriter, Options, Table, open};
@@ -63,7 +64,7 @@ enum Parcel {
 }
 
 enum Ask {
-    Read,
+    Read(ReadId),
     Swap(Revision, Register),
 }
 
@@ -104,6 +105,10 @@ pub struct Testbed {
     primaries: BTreeMap<u64, StoreId>,
     /// Whether nodes are started alone, without the authority.
     pub lone: bool,
+    /// Whether a node may stop by itself.
+    pub may_stop: bool,
+    /// Who did, and why.
+    pub stopped: Vec<(usize, String)>,
 }
 
 impl Testbed {
@@ -145,6 +150,8 @@ impl Testbed {
             kills: 0,
             primaries: BTreeMap::new(),
             lone: nodes == 1,
+            may_stop: false,
+            stopped: Vec::new(),
         }
     }
 
@@ -191,6 +198,22 @@ impl Testbed {
         self.nodes[at].restart_at = self.now.after(restart_after);
         self.generation[at] += 1;
         self.kills += 1;
+    }
+
+    /// The authority loses its data.
+    pub fn lose_register(&mut self) {
+        self.register = Versioned { revision: Revision(0), register: None };
+    }
+
+    /// Another process on a copy of a node's disk wins a view.
+    pub fn usurp(&mut self, at: usize) {
+        let Versioned { revision, register } = &mut self.register;
+        let register = register.as_mut().expect("a cluster");
+        revision.0 += 1;
+        register.view = register.view.next();
+        register.proposal = onlyonce_wire::ProposalId(self.rng.random());
+        register.primary = self.nodes[at].member.clone();
+        register.backups.clear();
     }
 
     /// Keeps a node from being started before `until`.
@@ -246,13 +269,19 @@ impl Testbed {
                     let process = self.nodes[at].process.as_mut().expect("it is stepped");
                     process.flushes.push_back(effect);
                 }
-                Effect::ReadRegister => self.ask(at, Ask::Read),
+                Effect::ReadRegister(id) => self.ask(at, Ask::Read(id)),
                 Effect::Propose { expected, register } => {
                     self.ask(at, Ask::Swap(expected, register));
                 }
                 Effect::Checkpoint(generation) => {
                     let process = self.nodes[at].process.as_mut().expect("it is stepped");
                     process.folding = Some(generation);
+                }
+                Effect::Stop(reason) if self.may_stop => {
+                    self.stopped.push((at, reason));
+                    self.nodes[at].process = None;
+                    self.nodes[at].restart_at = Moment(u64::MAX);
+                    return;
                 }
                 Effect::Stop(reason) => panic!("n{} stops: {reason}", at + 1),
             }
@@ -326,7 +355,7 @@ impl Testbed {
 
     fn ask_authority(&mut self, node: usize, process: u64, ask: Ask) {
         let event = match ask {
-            Ask::Read => Event::RegisterRead(self.register.clone()),
+            Ask::Read(id) => Event::RegisterRead { asked: Some(id), now: self.register.clone() },
             Ask::Swap(expected, register) if expected == self.register.revision => {
                 if let Some(old) = &self.register.register {
                     let proposer = register.primary.store;
