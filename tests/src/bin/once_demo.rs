@@ -149,6 +149,7 @@ fn show(
 ) {
     let begun = Instant::now();
     let (mut before, mut last) = (0, begun);
+    let mut told = String::new();
     for line in 1.. {
         let kills = progress.kills.load(Ordering::Relaxed);
         if begun.elapsed() >= Duration::from_secs(args.seconds) && kills >= args.kills {
@@ -163,7 +164,9 @@ fn show(
         (before, last) = (acknowledged, Instant::now());
         let primary = cluster.run(&["primary"]).unwrap_or_else(|_| "-".to_owned());
         let (doing, kills) = (progress.doing(), progress.kills.load(Ordering::Relaxed));
-        println!("{line:>4} s {rate:>10.0} {acknowledged:>14}   {primary:<7} {kills:>7}   {doing}");
+        let news = if doing == told { "" } else { doing.as_str() };
+        println!("{line:>4} s {rate:>10.0} {acknowledged:>14}   {primary:<7} {kills:>7}   {news}");
+        told = doing;
     }
 }
 
