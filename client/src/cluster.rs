@@ -5,6 +5,8 @@
 //! - A hint to the primary is followed only if its view is not older than the newest one heard of.
 //! - Connections to a node that cannot be reached are tried at growing intervals, however many calls
 //!   want it; in between they share the last failure.
+//! - A call that knows whom else to ask waits only shortly for a connection, which goes on coming
+//!   about without it. Before a welcome nothing of a request is sent, so this doubles nothing.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,7 +15,7 @@ use std::time::Duration;
 use onlyonce_wire::authority::Register;
 use onlyonce_wire::client::Welcome;
 use onlyonce_wire::{ClusterId, Incarnation, View};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::time::Instant;
 
 use crate::builder::Options;
@@ -26,6 +28,9 @@ use crate::retry::{Progress, Stop, backoff};
 const NODES_MAX: usize = 64;
 /// The longest time that a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a call waits for a connection when there is somebody else to ask.
+const CONNECT_PATIENCE: Duration = Duration::from_millis(200);
+const _: () = assert!(CONNECT_PATIENCE.as_millis() < CONNECT_TIMEOUT.as_millis());
 /// How often the authority is asked at most.
 const DISCOVERY_INTERVAL: Duration = Duration::from_millis(100);
 /// Until a node says how long a session may be idle.
@@ -59,7 +64,8 @@ pub(crate) struct Node {
     /// Named by the user rather than by another node.
     configured: bool,
     connection: Mutex<Option<Arc<Connection>>>,
-    connecting: tokio::sync::Mutex<Connecting>,
+    /// Held by the one attempt that is under way.
+    connecting: Arc<tokio::sync::Mutex<Connecting>>,
     /// Its last connection failed for a reason that waiting does not cure.
     unusable: AtomicBool,
 }
@@ -77,7 +83,7 @@ impl Node {
             address: address.into(),
             configured,
             connection: Mutex::new(None),
-            connecting: tokio::sync::Mutex::default(),
+            connecting: Arc::default(),
             unusable: AtomicBool::new(false),
         })
     }
@@ -87,16 +93,45 @@ impl Node {
     }
 
     /// Opens a connection, or takes the one that another call has opened meanwhile.
-    async fn connect(&self, cluster: &Cluster) -> Result<Arc<Connection>, ConnectError> {
-        let mut connecting = self.connecting.lock().await;
-        if let Some(connection) = &*self.lock() {
-            return Ok(Arc::clone(connection));
+    ///
+    /// Gives up early when there is somebody else to ask. The attempt then goes on by itself, and its
+    /// connection is there when this node's turn comes again: a slow network is no reason to never
+    /// arrive.
+    async fn connect(
+        self: &Arc<Self>,
+        cluster: &Arc<Cluster>,
+    ) -> Result<Arc<Connection>, ConnectError> {
+        let connecting = async {
+            let connecting = Arc::clone(&self.connecting).lock_owned().await;
+            if let Some(connection) = &*self.lock() {
+                return Ok(Arc::clone(connection));
+            }
+            if let Some((error, until)) = &connecting.last
+                && *until > Instant::now()
+            {
+                return Err(error.clone());
+            }
+            let opening = Arc::clone(self).open(Arc::clone(cluster), connecting);
+            match tokio::spawn(opening).await {
+                Ok(opened) => opened,
+                Err(stopped) => Err(ConnectError::Unreachable(stopped.to_string())),
+            }
+        };
+        match cluster.connect_patience() {
+            None => connecting.await,
+            Some(patience) => match tokio::time::timeout(patience, connecting).await {
+                Ok(connected) => connected,
+                Err(_) => Err(ConnectError::TimedOut(patience)),
+            },
         }
-        if let Some((error, until)) = &connecting.last
-            && *until > Instant::now()
-        {
-            return Err(error.clone());
-        }
+    }
+
+    /// The attempt itself, from its beginning to its end.
+    async fn open(
+        self: Arc<Self>,
+        cluster: Arc<Cluster>,
+        mut connecting: OwnedMutexGuard<Connecting>,
+    ) -> Result<Arc<Connection>, ConnectError> {
         let limit = cluster.options.attempt_timeout.min(CONNECT_TIMEOUT);
         let opened = Connection::open(&self.address, cluster.id(), limit).await;
         match opened.and_then(|connection| cluster.greet(connection)) {
@@ -109,7 +144,7 @@ impl Node {
             }
             Err(error) => {
                 if error.is_permanent() && !self.unusable.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(address = %self.address, "node {error}");
+                    tracing::warn!(address = %self.address, "node unusable: {error}");
                 }
                 let until = Instant::now() + backoff(connecting.failures);
                 connecting.failures += 1;
@@ -175,6 +210,12 @@ impl Cluster {
         self.lock().nodes.iter().map(|node| node.address.to_string()).collect()
     }
 
+    /// How long a call waits for one node's connection; none where there is nobody else to ask.
+    fn connect_patience(&self) -> Option<Duration> {
+        let others = self.nodes_known() > 1 || self.options.authority.is_some();
+        others.then(|| self.options.attempt_timeout.min(CONNECT_PATIENCE))
+    }
+
     /// A later incarnation replaces an earlier one, never the other way round.
     pub(crate) fn adopt_incarnation(&self, incarnation: Incarnation) {
         let mut known = self.lock();
@@ -199,7 +240,7 @@ impl Cluster {
 
     /// An open connection to the node that most likely is the primary.
     pub(crate) async fn reach(
-        &self,
+        self: &Arc<Self>,
         progress: &mut Progress,
     ) -> Result<(Arc<Node>, Arc<Connection>), Stop> {
         loop {
@@ -233,7 +274,7 @@ impl Cluster {
 
     /// The cluster's incarnation; asks a node if none said it yet.
     pub(crate) async fn first_incarnation(
-        &self,
+        self: &Arc<Self>,
         progress: &mut Progress,
     ) -> Result<Incarnation, Stop> {
         if self.incarnation().is_none() {
@@ -249,7 +290,7 @@ impl Cluster {
             && self.options.cluster.is_some()
             && matches!(error, ConnectError::OtherCluster { theirs: Some(_), .. });
         if misnamed {
-            return Err(Stop::Unusable(format!("node {} {error}", node.address)));
+            return Err(Stop::Unusable(format!("node {}: {error}", node.address)));
         }
         let unusable = |node: &Arc<Node>| node.unusable.load(Ordering::Relaxed);
         if self.lock().nodes.iter().all(unusable) {
@@ -306,7 +347,7 @@ impl Cluster {
         match read {
             Ok(register) => self.take_in(authority, &register),
             Err(error) if error.is_permanent() && self.nodes_known() == 0 => {
-                Err(Stop::Unusable(format!("authority {authority} {error}")))
+                Err(Stop::Unusable(format!("authority {authority}: {error}")))
             }
             Err(error) => {
                 let label = format!("authority {authority}").into();
@@ -324,7 +365,7 @@ impl Cluster {
                 "holds the view of cluster {}, this client's cluster is {wanted}: check the address",
                 register.cluster
             );
-            return Err(Stop::Unusable(format!("authority {authority} {reason}")));
+            return Err(Stop::Unusable(format!("authority {authority}: {reason}")));
         }
         let current = known.current;
         for member in register.backups.iter().chain([&register.primary]) {

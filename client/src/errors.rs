@@ -84,7 +84,7 @@ impl NodeReports {
     pub(crate) fn sentences(&self) -> String {
         let sentence = |NodeReport { address, reason }: &NodeReport| match address.split_once(' ') {
             Some(("authority", _)) => format!("{address}: {reason}"),
-            Some(_) | None => format!("node {address} {reason}"),
+            Some(_) | None => format!("node {address}: {reason}"),
         };
         self.0.iter().map(sentence).collect::<Vec<_>>().join("; ")
     }

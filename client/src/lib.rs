@@ -246,7 +246,7 @@ impl Client {
         let connection = match Connection::open(address, options.cluster, within).await {
             Ok(connection) => connection,
             Err(error) if error.is_permanent() => {
-                return Err(Error::Unusable(format!("node {address} {error}")));
+                return Err(Error::Unusable(format!("node {address}: {error}")));
             }
             Err(error) => return Err(unanswered(error.to_string())),
         };

@@ -139,7 +139,7 @@ impl Cluster {
     /// Sends `request` until it has an answer that means something: a result, or a refusal that is
     /// not just "later" or "not this copy".
     pub(crate) async fn call(
-        &self,
+        self: &Arc<Self>,
         request: &[u8],
         progress: &mut Progress,
     ) -> Result<Answer, Stop> {

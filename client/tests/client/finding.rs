@@ -12,9 +12,9 @@ use onlyonce_wire::frame::{self, PREAMBLE_BYTES, Port};
 use onlyonce_wire::limits::AUTHORITY_FRAME_BYTES_MAX;
 use onlyonce_wire::{Incarnation, ProposalId, StoreId, View, codec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
-use crate::fake::{CLUSTER, FakeNode, Model, Reaction};
+use crate::fake::{CLUSTER, FakeNode, Model, Reaction, until};
 use crate::{builder, client};
 
 /// A node that says who the primary is leads there at once.
@@ -111,6 +111,56 @@ async fn a_mute_node_is_passed_over() {
     assert_eq!(client.incr("n", 1).await.expect("counted"), 1);
 }
 
+/// Nor does it use up a call's deadline, however patient an attempt may be otherwise.
+#[tokio::test]
+async fn a_mute_node_leaves_time_for_another() {
+    let mute = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let model = Model::shared();
+    let node = FakeNode::start(&model, |_| Reaction::Serve).await;
+    let client = Client::builder()
+        .nodes([mute.local_addr().expect("bound").to_string(), node.address.clone()])
+        .deadline(Duration::from_millis(900))
+        .one_shot()
+        .build()
+        .expect("addresses");
+    assert_eq!(client.incr("n", 1).await.expect("counted"), 1);
+}
+
+/// A node that welcomes slowly is passed over, but the connection to it still comes about.
+#[tokio::test]
+async fn a_slow_welcome_is_not_lost() {
+    let model = Model::shared();
+    let node = FakeNode::start(&model, |_| Reaction::Serve).await;
+    let other = FakeNode::start(&model, |_| Reaction::Serve).await;
+    other.greet_with(|welcome| *welcome = Err(Goodbye::ShuttingDown));
+    let relay = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let slow = relay.local_addr().expect("bound").to_string();
+    let (open, opened) = tokio::sync::watch::channel(false);
+    let target = node.address.clone();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = relay.accept().await {
+            let (mut opened, target) = (opened.clone(), target.clone());
+            tokio::spawn(async move {
+                opened.wait_for(|opened| *opened).await.expect("the test goes on");
+                let mut far = TcpStream::connect(target).await.expect("the node listens");
+                tokio::io::copy_bidirectional(&mut near, &mut far).await
+            });
+        }
+    });
+    let began = Instant::now();
+    let client = Client::builder().nodes([slow, other.address.clone()]).build().expect("addresses");
+    let call = tokio::spawn(async move { client.incr("n", 1).await });
+    until("the other node is asked", || other.connections() > 0).await;
+    open.send(true).expect("the relay listens");
+    assert_eq!(call.await.expect("no panic").expect("counted"), 1);
+    // An attempt may take a second; one that was given up in time would have been made again.
+    let (connections, elapsed) = (node.connections(), began.elapsed());
+    assert!(
+        connections == 1 || elapsed > Duration::from_millis(900),
+        "{connections} in {elapsed:?}"
+    );
+}
+
 /// The wrong cluster is named at once, although there is no deadline.
 #[tokio::test]
 async fn another_cluster() {
@@ -122,7 +172,7 @@ async fn another_cluster() {
     assert_eq!(
         error.to_string(),
         format!(
-            "node {} belongs to cluster {CLUSTER}, this client to cluster {}: check the addresses; \
+            "node {}: belongs to cluster {CLUSTER}, this client to cluster {}: check the addresses; \
              nothing was sent",
             node.address,
             ClusterId(0xbad)
@@ -201,7 +251,7 @@ async fn another_version() {
     assert_eq!(
         error.to_string(),
         format!(
-            "node {address} speaks protocol version 2, this client 1: run the same release of \
+            "node {address}: speaks protocol version 2, this client 1: run the same release of \
              Onlyonce on both (it says: upgrade the client); nothing was sent"
         )
     );
