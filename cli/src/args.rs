@@ -21,48 +21,61 @@ connections meanwhile; --deadline bounds that.
 
 Exit codes:
   0  done
-  1  refused, or a negative result (no such key, not swapped, ...): it did not take effect
+  1  refused, not sent, or a negative result (no such key, not swapped, ...): it did not take
+     effect; also when its answer came but could not be read or printed, which is then said
   2  usage
-  3  unresolved: it may or may not have taken effect; its handle is printed";
+  3  unresolved: it may or may not have taken effect; do not send it again as a new request. Its
+     handle is printed, and names it; this release can only show it, a later one resumes it
+
+Environment, where the option is not given (empty means not set):
+  ONCE_NODES      as --nodes
+  ONCE_AUTHORITY  as --authority";
 
 const VALUES: &str =
     "A value of '-' is read from standard input. Put '--' before an argument that begins with '-'.";
+
+/// The heading of the options that every command takes.
+const GLOBAL: &str = "Global options";
+
+const BENCH: &str = "\
+It leaves what it writes in the store: keys 'bench-...' (put, mixed) and 'count-...' (incr). It
+deletes none of them, and overwrites what such keys held before.";
 
 /// A key/value store in which every request takes effect exactly once.
 #[derive(Parser, Debug)]
 #[command(name = "once", version, after_help = EXAMPLES, max_term_width = 100)]
 pub struct Args {
-    /// Addresses of nodes; any of them leads to the primary [default: 127.0.0.1:7400]
+    /// Addresses of nodes; any of them leads to the primary
     #[arg(
         long,
+        help = "Addresses of nodes; any of them leads to the primary [env: ONCE_NODES] [default: 127.0.0.1:7400]",
         global = true,
-        env = "ONCE_NODES",
         value_name = "HOST:PORT,...",
         value_delimiter = ',',
-        hide_env_values = true
+        help_heading = GLOBAL
     )]
     pub nodes: Vec<String>,
 
     /// The address of the cluster's authority, which knows the nodes (then --nodes is not needed)
     #[arg(
         long,
+        help = "The address of the cluster's authority, which knows the nodes (then --nodes is not needed) [env: ONCE_AUTHORITY]",
         global = true,
-        env = "ONCE_AUTHORITY",
         value_name = "HOST:PORT",
-        hide_env_values = true
+        help_heading = GLOBAL
     )]
     pub authority: Option<String>,
 
     /// The cluster that is meant: nodes of any other are refused
-    #[arg(long, global = true, value_name = "ID")]
+    #[arg(long, global = true, value_name = "ID", help_heading = GLOBAL)]
     pub cluster: Option<ClusterId>,
 
     /// How long to try, as in 500ms, 5s, 2m [default: until it is known]
-    #[arg(long, global = true, value_name = "TIME", value_parser = duration)]
+    #[arg(long, global = true, value_name = "TIME", value_parser = duration, help_heading = GLOBAL)]
     pub deadline: Option<Duration>,
 
     /// Print JSON. Keys and values that are UTF-8 are strings, others {"base64": "..."}
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub json: bool,
 
     /// What to do
@@ -150,7 +163,8 @@ pub enum Command {
     },
     /// Ask every node what it is; exit 1 if none answers
     Status,
-    /// Load the cluster and measure throughput and latency
+    /// Load the cluster and measure throughput and latency; the keys stay in the store
+    #[command(after_help = BENCH)]
     Bench(Bench),
 }
 

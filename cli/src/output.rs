@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-use onlyonce_client::{BuildError, Error};
+use onlyonce_client::{BuildError, Error, limits};
 use serde_json::{Value, json};
 
 /// How a command ends otherwise than by being done.
@@ -15,8 +15,12 @@ pub enum End {
     Call(Error),
     /// Executed, with a negative result that has been printed.
     Negative,
-    /// Standard input or output failed.
-    Io(io::Error),
+    /// Standard input has more than a value may; nothing was sent.
+    InputTooLarge,
+    /// Standard input failed; nothing was sent.
+    Input(io::Error),
+    /// Standard output failed, after the answer had come.
+    Output(io::Error),
 }
 
 impl From<Error> for End {
@@ -28,12 +32,6 @@ impl From<Error> for End {
 impl From<BuildError> for End {
     fn from(error: BuildError) -> Self {
         Self::Usage(error.to_string())
-    }
-}
-
-impl From<io::Error> for End {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
     }
 }
 
@@ -50,12 +48,14 @@ impl Printer {
     /// A line of JSON with `--json`, else `bare`.
     pub fn line(&self, bare: impl AsRef<str>, json: &Value) -> Result<(), End> {
         let mut stdout = io::stdout().lock();
-        if self.json {
-            writeln!(stdout, "{json}")?;
+        let written = if self.json {
+            writeln!(stdout, "{json}")
         } else if !bare.as_ref().is_empty() {
-            writeln!(stdout, "{}", bare.as_ref())?;
-        }
-        Ok(stdout.flush()?)
+            writeln!(stdout, "{}", bare.as_ref())
+        } else {
+            Ok(())
+        };
+        written.and_then(|()| stdout.flush()).map_err(End::Output)
     }
 
     /// Reports how a command ended, and returns its exit code.
@@ -66,9 +66,22 @@ impl Printer {
                 ExitCode::from(2)
             }
             // Whoever read the output has seen enough.
-            End::Io(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-            End::Io(error) => {
-                eprintln!("once: {error}");
+            End::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+            End::Output(error) => {
+                eprintln!("once: the answer came, but standard output cannot be written: {error}");
+                ExitCode::from(1)
+            }
+            End::Input(error) => {
+                eprintln!("once: standard input cannot be read: {error}; nothing was sent");
+                ExitCode::from(1)
+            }
+            End::InputTooLarge => {
+                let most = limits::VALUE_BYTES_MAX;
+                let text = format!(
+                    "the value on standard input is over {most} bytes, the most that is allowed"
+                );
+                eprintln!("once: refused (too-large): {text}");
+                self.error_line(&json!({ "error": "too-large", "message": text }));
                 ExitCode::from(1)
             }
             End::Negative => ExitCode::from(1),
@@ -92,26 +105,31 @@ impl Printer {
             Error::BadReply(_) => ("bad-reply", 1),
             Error::Unresolved(_) => ("unresolved", 3),
         };
-        if self.json {
-            let mut json = json!({ "error": status, "message": error.to_string() });
-            if let Error::Unresolved(unresolved) = error {
-                json["handle"] = unresolved.handle().to_string().into();
-            }
-            // The exit code tells the same; there is nobody to tell of a closed output.
-            let _ = self.line("", &json);
+        let mut json = json!({ "error": status, "message": error.to_string() });
+        if let Error::Unresolved(unresolved) = error {
+            eprintln!(
+                "once: keep the handle, it names this request: this release can only show it, a \
+                 later one resumes it"
+            );
+            json["handle"] = unresolved.handle().to_string().into();
         }
+        self.error_line(&json);
         ExitCode::from(code)
+    }
+
+    /// What went wrong, for programs.
+    fn error_line(&self, json: &Value) {
+        // The exit code tells the same; there is nobody to tell of a closed output.
+        let _ = self.line("", json);
     }
 }
 
 /// Prints a value as it is; a newline follows only on a terminal.
 pub fn print_value(value: &[u8]) -> Result<(), End> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(value)?;
-    if stdout.is_terminal() {
-        stdout.write_all(b"\n")?;
-    }
-    Ok(stdout.flush()?)
+    let end: &[u8] = if stdout.is_terminal() { b"\n" } else { b"" };
+    let written = stdout.write_all(value).and_then(|()| stdout.write_all(end));
+    written.and_then(|()| stdout.flush()).map_err(End::Output)
 }
 
 /// Bytes in JSON: a string if they are UTF-8, else an object with their base64.

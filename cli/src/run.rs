@@ -1,7 +1,8 @@
 //! Carries out one command.
 
+use std::env::VarError;
 use std::ffi::OsString;
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,12 +18,17 @@ use crate::{bench, status, txn};
 /// Whom to ask when nobody is named.
 const DEFAULT_NODE: &str = "127.0.0.1:7400";
 
+/// Names nodes where `--nodes` does not.
+const NODES_VARIABLE: &str = "ONCE_NODES";
+/// Names the authority where `--authority` does not.
+const AUTHORITY_VARIABLE: &str = "ONCE_AUTHORITY";
+
 /// How long to wait before saying what is waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Carries out what was asked.
 pub async fn run(args: Args, printer: &Printer) -> Result<ExitCode, End> {
-    let builder = builder(&args);
+    let builder = builder(&args)?;
     match args.command {
         Command::Status => return status::status(builder, printer).await,
         Command::Bench(options) => return bench::bench(builder, &options, printer).await,
@@ -64,19 +70,50 @@ pub async fn patiently<T>(
     call.await
 }
 
-fn builder(args: &Args) -> ClientBuilder {
-    let mut builder = Client::builder().deadline(args.deadline);
-    if let Some(authority) = &args.authority {
-        builder = builder.authority(authority);
-    }
-    builder = match (args.nodes.is_empty(), &args.authority) {
-        (true, None) => builder.nodes([DEFAULT_NODE]),
-        _ => builder.nodes(&args.nodes),
+fn builder(args: &Args) -> Result<ClientBuilder, End> {
+    let nodes = match &args.nodes[..] {
+        [] => variable(NODES_VARIABLE)?.map(|list| (NODES_VARIABLE, split(&list))),
+        nodes => Some(("--nodes", nodes.to_vec())),
     };
-    match args.cluster {
+    let authority = match &args.authority {
+        None => variable(AUTHORITY_VARIABLE)?.map(|address| (AUTHORITY_VARIABLE, address)),
+        Some(address) => Some(("--authority", address.clone())),
+    };
+    let mut builder = Client::builder().deadline(args.deadline);
+    if nodes.is_none() && authority.is_none() {
+        builder = builder.nodes([DEFAULT_NODE]);
+    }
+    if let Some((from, addresses)) = nodes {
+        check(from, Client::builder().nodes(&addresses))?;
+        builder = builder.nodes(addresses);
+    }
+    if let Some((from, address)) = authority {
+        check(from, Client::builder().authority(&address))?;
+        builder = builder.authority(address);
+    }
+    Ok(match args.cluster {
         Some(cluster) => builder.cluster(cluster),
         None => builder,
+    })
+}
+
+/// The value of an environment variable; an empty one counts as not set.
+fn variable(name: &str) -> Result<Option<String>, End> {
+    match std::env::var(name) {
+        Ok(value) if value.trim().is_empty() => Ok(None),
+        Ok(value) => Ok(Some(value)),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(VarError::NotUnicode(_)) => Err(End::Usage(format!("{name}: it is not UTF-8"))),
     }
+}
+
+fn split(list: &str) -> Vec<String> {
+    list.split(',').map(|address| address.trim().to_owned()).collect()
+}
+
+/// Refuses addresses that are none, and says where they are `from`.
+fn check(from: &str, builder: ClientBuilder) -> Result<(), End> {
+    builder.build().map(drop).map_err(|error| End::Usage(format!("{from}: {error}")))
 }
 
 async fn single(client: &Client, command: Command, printer: &Printer) -> Result<(), End> {
@@ -101,10 +138,13 @@ async fn single(client: &Client, command: Command, printer: &Printer) -> Result<
         }
         Command::Cas { key, expected, value } => {
             let (expected, value) = (stdin.value(expected)?, stdin.value(value)?);
-            compared(client.cas(bytes(key), Some(expected), value).await?, printer)
+            let other = "the key holds another value";
+            compared(client.cas(bytes(key), Some(expected), value).await?, other, printer)
         }
         Command::PutIfAbsent { key, value } => {
-            compared(client.put_if_absent(bytes(key), stdin.value(value)?).await?, printer)
+            let value = stdin.value(value)?;
+            let other = "the key exists already";
+            compared(client.put_if_absent(bytes(key), value).await?, other, printer)
         }
         Command::Scan { start, end, prefix, limit } => {
             let (start, end) = match prefix.map(bytes) {
@@ -138,9 +178,12 @@ impl Stdin {
             return Err(End::Usage("'-' (standard input) can stand for one value only".to_owned()));
         }
         let mut value = Vec::new();
-        // One byte more than can be stored: enough for a precise refusal.
+        // One byte more than can be stored is enough for a refusal.
         let most = limits::VALUE_BYTES_MAX as u64 + 1;
-        io::stdin().lock().take(most).read_to_end(&mut value)?;
+        io::stdin().lock().take(most).read_to_end(&mut value).map_err(End::Input)?;
+        if value.len() > limits::VALUE_BYTES_MAX {
+            return Err(End::InputTooLarge);
+        }
         Ok(value.into())
     }
 }
@@ -160,7 +203,8 @@ async fn get(client: &Client, key: Bytes, printer: &Printer) -> Result<(), End> 
     Ok(())
 }
 
-fn compared(compared: Compared, printer: &Printer) -> Result<(), End> {
+/// `other` says why a key that exists is in the way.
+fn compared(compared: Compared, other: &str, printer: &Printer) -> Result<(), End> {
     let Compared { swapped, actual } = compared;
     if printer.json {
         let actual = actual.as_ref().map_or(Value::Null, |value| json_bytes(value));
@@ -174,7 +218,7 @@ fn compared(compared: Compared, printer: &Printer) -> Result<(), End> {
     eprintln!(
         "once: not swapped: {}",
         match actual {
-            Some(_) => "the key holds another value",
+            Some(_) => other,
             None => "no such key",
         }
     );
@@ -206,11 +250,9 @@ async fn scan(
             let row = |(key, value): &(Bytes, Bytes)| json!({ "key": json_bytes(key), "value": json_bytes(value) });
             all.extend(page.rows.iter().map(row));
         } else {
-            let mut stdout = io::BufWriter::new(io::stdout().lock());
-            for (key, value) in &page.rows {
-                writeln!(stdout, "{}\t{}", escape(key), escape(value))?;
-            }
-            stdout.flush()?;
+            let row = |(key, value): &(Bytes, Bytes)| format!("{}\t{}", escape(key), escape(value));
+            let lines: Vec<_> = page.rows.iter().map(row).collect();
+            printer.line(lines.join("\n"), &Value::Null)?;
         }
         match page.next {
             Some(next) => start = next,
@@ -267,7 +309,7 @@ fn outcome_line(outcome: &Outcome) -> String {
         Outcome::Integer(value) => value.to_string(),
         Outcome::Deleted(existed) => existed.to_string(),
         Outcome::Compared { .. } | Outcome::Rows { .. } | Outcome::Txn(_) | Outcome::Failed(_) => {
-            format!("{outcome:?}")
+            "(not understood by this release)".to_owned()
         }
     }
 }
@@ -281,7 +323,7 @@ fn outcome_json(outcome: &Outcome) -> Value {
         Outcome::Integer(value) => json!({ "value": value }),
         Outcome::Deleted(existed) => json!({ "existed": existed }),
         Outcome::Compared { .. } | Outcome::Rows { .. } | Outcome::Txn(_) | Outcome::Failed(_) => {
-            json!({ "unknown": format!("{outcome:?}") })
+            json!({ "unknown": true })
         }
     }
 }

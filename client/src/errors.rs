@@ -14,7 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use onlyonce_wire::client::{Failure, Refusal};
+use onlyonce_wire::client::{Answer, Failure, Outcome, Refusal};
 use onlyonce_wire::limits::PROTOCOL_VERSION;
 use onlyonce_wire::{ClusterId, frame::FrameError};
 
@@ -224,7 +224,10 @@ impl fmt::Debug for Unresolved {
 impl fmt::Display for Unresolved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let UnresolvedParts { handle, reason, nodes, .. } = &*self.0;
-        f.write_str("unresolved: the request may or may not have taken effect; ")?;
+        f.write_str(
+            "unresolved: the request may or may not have taken effect, do not send it again as a new \
+             one; ",
+        )?;
         match reason {
             UnresolvedReason::Deadline(within) => write!(f, "no answer within {within:?}")?,
             UnresolvedReason::Refused(refusal) => write!(f, "asked again: {refusal}")?,
@@ -308,6 +311,36 @@ impl ConnectError {
 impl From<std::io::Error> for ConnectError {
     fn from(error: std::io::Error) -> Self {
         Self::Unreachable(describe(&error))
+    }
+}
+
+/// An answer that nobody asked for, in the words that a user knows.
+pub(crate) fn answer_name(answer: &Answer) -> &'static str {
+    match answer {
+        Answer::Opened { .. } => "that a session is open",
+        Answer::Closed => "that a session is closed",
+        Answer::Alive => "that a session is alive",
+        Answer::Executed { .. } => "that an operation was executed",
+        Answer::Read(outcome) => outcome_name(outcome),
+        Answer::Status(_) => "its status",
+        Answer::Refused(_) => "a refusal",
+        Answer::NotPrimary { .. } => "that it is not the primary",
+        Answer::AskAgain => "that it cannot say",
+    }
+}
+
+/// A result that does not fit the operation, in the words that a user knows.
+pub(crate) fn outcome_name(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Done => "just done",
+        Outcome::Value(_) => "a value",
+        Outcome::Length(_) => "a length",
+        Outcome::Integer(_) => "an integer",
+        Outcome::Deleted(_) => "whether a key was deleted",
+        Outcome::Compared { .. } => "what a comparison came to",
+        Outcome::Rows { .. } => "rows",
+        Outcome::Txn(_) => "what a transaction came to",
+        Outcome::Failed(_) => "that it was impossible",
     }
 }
 

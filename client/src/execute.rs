@@ -13,7 +13,7 @@ use onlyonce_wire::limits::{OPERATION_BYTES_MAX, REPLY_BYTES_MAX};
 use onlyonce_wire::{IdempotencyKey, codec};
 
 use crate::cluster::Cluster;
-use crate::errors::{Error, NoAnswer, NotSent, Unresolved, UnresolvedReason};
+use crate::errors::{Error, NoAnswer, NotSent, Unresolved, UnresolvedReason, answer_name};
 use crate::handle::Handle;
 use crate::retry::{Progress, Stop};
 use crate::session::Sessions;
@@ -62,7 +62,9 @@ impl Inner {
                     return Ok(reply);
                 }
                 Answer::Refused(refusal) => self.refused(refusal, progress).await?,
-                other => return Err(Stop::BadReply(format!("{other:?} to an operation"))),
+                other => {
+                    return Err(Stop::BadReply(format!("{} to an operation", answer_name(&other))));
+                }
             }
         }
     }
@@ -193,7 +195,7 @@ impl Inner {
             Ok(Answer::Refused(refusal)) | Err(Stop::Refused(refusal)) => {
                 Err(Error::Refused(refusal))
             }
-            Ok(other) => Err(Error::BadReply(format!("{other:?} to a read"))),
+            Ok(other) => Err(Error::BadReply(format!("{} to a read", answer_name(&other)))),
             Err(Stop::Unusable(why)) => Err(Error::Unusable(why)),
             Err(Stop::BadReply(text)) => Err(Error::BadReply(text)),
         }

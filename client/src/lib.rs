@@ -62,6 +62,7 @@ pub use txn::Txn;
 use crate::builder::Options;
 use crate::cluster::Cluster;
 use crate::connection::{Connection, NoReply};
+use crate::errors::{answer_name, outcome_name};
 use crate::execute::Inner;
 use crate::session::Sessions;
 
@@ -254,7 +255,10 @@ impl Client {
         match connection.call(&request, within, &mut false).await {
             Ok(Answer::Status(status)) => Ok(*status),
             Ok(Answer::Refused(refusal)) => Err(Error::Refused(refusal)),
-            Ok(other) => Err(Error::BadReply(format!("{other:?} to a question for the status"))),
+            Ok(other) => Err(Error::BadReply(format!(
+                "{} to a question for the status",
+                answer_name(&other)
+            ))),
             Err(NoReply::NotSent(reason) | NoReply::Lost(reason)) => {
                 Err(unanswered(reason.to_string()))
             }
@@ -282,5 +286,5 @@ impl std::fmt::Debug for Client {
 }
 
 fn unexpected(question: &str, outcome: &Outcome) -> Error {
-    Error::BadReply(format!("{outcome:?} to {question}"))
+    Error::BadReply(format!("{} to {question}", outcome_name(outcome)))
 }

@@ -27,6 +27,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::cluster::Cluster;
+use crate::errors::answer_name;
 use crate::retry::{Progress, Stop};
 
 /// One session of this client, as the cluster knows it.
@@ -257,7 +258,9 @@ impl Sessions {
                 cluster.pause(progress).await
             }
             Answer::Refused(refusal) => Err(Stop::Refused(refusal)),
-            other => Err(Stop::BadReply(format!("{other:?} to the opening of a session"))),
+            other => {
+                Err(Stop::BadReply(format!("{} to the opening of a session", answer_name(&other))))
+            }
         }
     }
 
