@@ -12,7 +12,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::time::{Duration, Instant};
 
 use onlyonce_replica::{Effect, Event, Replica};
-use onlyonce_wire::limits::QUEUED_BYTES_MAX;
+use onlyonce_wire::limits::{CLIENT_FRAME_BYTES_MAX, PEER_FRAME_BYTES_MAX, QUEUED_BYTES_MAX};
 use onlyonce_wire::status::NodeStatus;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -31,6 +31,12 @@ const BATCH_EVENTS_MAX: usize = 512;
 const PEER_QUEUED_BYTES_MAX: usize = 64 << 20;
 /// What a queued event costs beside its message: its entry in the queue.
 const EVENT_BYTES: usize = 256;
+
+// What is over its room would be refused, or wait, for ever.
+const _: () = {
+    assert!(QUEUED_BYTES_MAX >= CLIENT_FRAME_BYTES_MAX + EVENT_BYTES, "one request");
+    assert!(PEER_QUEUED_BYTES_MAX >= PEER_FRAME_BYTES_MAX + EVENT_BYTES, "one peer message");
+};
 
 /// An event, and the room that it takes while it is queued; no event ends the thread.
 struct Input(Option<Event>, Option<OwnedSemaphorePermit>);
@@ -185,7 +191,7 @@ impl CoreThread {
     }
 
     fn step(&mut self, event: Event) {
-        let changes_view = matches!(event, Event::RegisterRead { .. } | Event::Proposed(_));
+        let changes_view = matches!(event, Event::RegisterRead { .. } | Event::Proposed { .. });
         let effects = self.replica.step(clock::now(), event);
         if changes_view {
             self.publish();

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use onlyonce_storage::{Generation, Index, Record};
 use onlyonce_wire::authority::{Member, Register, Revision, Versioned};
 use onlyonce_wire::client::{Answer, Request};
-use onlyonce_wire::{CallId, StoreId};
+use onlyonce_wire::{CallId, ProposalId, StoreId};
 
 use crate::message::PeerMessage;
 
@@ -96,8 +96,13 @@ pub enum Event {
         /// What it saw.
         now: Versioned,
     },
-    /// How the last `Propose` ended.
-    Proposed(ProposalResult),
+    /// How a `Propose` ended.
+    Proposed {
+        /// The proposal that was sent: an answer may come when another is under way.
+        id: ProposalId,
+        /// How it ended.
+        result: ProposalResult,
+    },
     /// The generation of the last `Checkpoint` is folded, durably.
     Checkpointed,
     /// Every queued event was handled: the open record may be closed.

@@ -107,8 +107,10 @@ impl Replica {
         if self.state.view_at(previous.index)? != Some(previous.view) {
             return self.refuse_append(from, view, previous);
         }
-        let records = decode_records(records)
-            .map_err(|error| Stop(format!("node {from} sent a record that does not decode ({error}): run the same release on all nodes")))?;
+        let Some(records) = decode_append(view, previous, records) else {
+            tracing::warn!(%from, "ignore an append whose records do not follow each other");
+            return Ok(());
+        };
         self.note_matched(previous.index);
         for record in records {
             if !self.take_record(from, view, record)? {
@@ -129,7 +131,7 @@ impl Replica {
             if previous.index <= committed && self.state.view_at(previous.index)?.is_some() {
                 PeerMessage::HoldsCommitted { view, index: previous.index }
             } else {
-                PeerMessage::AppendMismatch { view, committed }
+                PeerMessage::AppendMismatch { view, previous: previous.index, committed }
             };
         self.send(from, message);
         Ok(())
@@ -213,8 +215,9 @@ impl Replica {
         }
         let Role::Follower(follower) = &mut self.role else { return };
         let quiet = now.since(follower.grace_from);
-        if is_backup && self.proposal.is_none() && !stuck && quiet > timing.grace + follower.jitter
-        {
+        let judges = !stuck && now >= self.lenient_until;
+        let due = quiet > timing.grace + follower.jitter;
+        if is_backup && judges && due && self.proposal.is_none() {
             tracing::warn!(quiet_ms = quiet.as_millis(), "the primary is silent: take over");
             self.propose_myself();
         }
@@ -230,4 +233,19 @@ impl Replica {
         };
         self.send(to, message);
     }
+}
+
+/// Decodes the records of an append; none unless each follows the one before it, the first
+/// `previous`, in views that never fall and never pass the primary's own.
+fn decode_append(view: View, previous: Position, records: Vec<Bytes>) -> Option<Vec<Arc<Record>>> {
+    let records = decode_records(records).ok()?;
+    let mut last = previous;
+    for record in &records {
+        let follows = record.index == last.index.next();
+        if !follows || record.view < last.view || record.view > view {
+            return None;
+        }
+        last = Position { view: record.view, index: record.index };
+    }
+    Some(records)
 }

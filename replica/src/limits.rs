@@ -10,6 +10,12 @@ pub(crate) const RECORDS_IN_FLIGHT_MAX: u64 = 4;
 pub(crate) const RECORD_BYTES_TARGET: usize = 1 << 20;
 /// The most bytes of records on their way to one follower.
 pub(crate) const IN_FLIGHT_BYTES_MAX: usize = 16 << 20;
+/// The most appends on their way to one follower.
+pub(crate) const APPENDS_IN_FLIGHT_MAX: usize = 1_024;
+/// How many records a learner may lack to become the candidate for whom commits wait.
+pub(crate) const CANDIDATE_LAG_MAX: u64 = 64;
+/// How many dropped stores, and how many that cannot be fed, a primary remembers.
+pub(crate) const REMEMBERED_MAX: usize = 64;
 /// The most bytes of records in one append, but always at least one record.
 pub(crate) const APPEND_BYTES_MAX: usize = 1 << 20;
 /// The most bytes of records in one `Tail`, but always at least one record.

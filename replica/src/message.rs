@@ -69,6 +69,8 @@ pub enum PeerMessage {
     AppendMismatch {
         /// The view of the primary that is answered.
         view: View,
+        /// The index of the `previous` that is answered.
+        previous: Index,
         /// The highest index that this node knows to be committed.
         committed: Index,
     },

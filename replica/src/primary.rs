@@ -16,10 +16,13 @@ use onlyonce_wire::client::Answer;
 use onlyonce_wire::{StoreId, limits};
 use rand::Rng;
 
+use crate::config::Timing;
 use crate::duplicates::DuplicateTable;
 use crate::event::{Effect, Moment, ReplyTo};
 use crate::follower::Follower;
-use crate::limits::{APPEND_BYTES_MAX, RECORD_BYTES_TARGET, RECORDS_IN_FLIGHT_MAX};
+use crate::limits::{
+    APPEND_BYTES_MAX, CANDIDATE_LAG_MAX, RECORD_BYTES_TARGET, RECORDS_IN_FLIGHT_MAX, REMEMBERED_MAX,
+};
 use crate::message::{PeerMessage, Position};
 use crate::progress::Progress;
 use crate::replica::{Replica, Role, Stop};
@@ -32,6 +35,8 @@ pub(crate) struct Primary {
     opens_at: Index,
     /// The view's backups, and learners.
     pub(crate) followers: BTreeMap<StoreId, Progress>,
+    /// A learner that is nearly ready, and since when commits wait for it.
+    candidate: Option<(StoreId, Moment)>,
     /// The entries of the record that is not yet closed; they are staged.
     open: Vec<Entry>,
     open_bytes: usize,
@@ -45,6 +50,46 @@ pub(crate) struct Primary {
 }
 
 impl Primary {
+    /// The learners to be proposed: they hold everything that may be committed, and from the
+    /// proposal on commits wait for them. While opening, that is everything found in the log,
+    /// whatever this node knows of it.
+    ///
+    /// Under load a learner is always some records behind. One that is near becomes the candidate:
+    /// commits wait for it, for a lease at most, until it has caught up.
+    fn ready_learners(&mut self, committed: Index, now: Moment, timing: &Timing) -> Vec<Member> {
+        let needed = committed.max(self.opens_at);
+        let mut ready = Vec::new();
+        let mut near = None;
+        for (store, progress) in &mut self.followers {
+            if progress.replica || !progress.is_prompt(now, timing) {
+                continue;
+            }
+            if progress.matched >= needed {
+                ready.push(progress.member.clone());
+            } else if progress.matched.0 + CANDIDATE_LAG_MAX >= needed.0 {
+                near = near.or(Some(*store));
+            }
+        }
+        if let Some((store, since)) = self.candidate
+            && now.since(since) > timing.lease
+        {
+            self.candidate = None;
+            if let Some(progress) = self.followers.get_mut(&store) {
+                progress.note_dropped(now);
+            }
+        } else if self.candidate.is_none() {
+            self.candidate = near.map(|store| (store, now));
+        }
+        ready
+    }
+
+    fn remember_dropped(&mut self, store: StoreId, progress: Progress) {
+        if self.dropped.len() >= REMEMBERED_MAX {
+            self.dropped.clear();
+        }
+        self.dropped.insert(store, progress);
+    }
+
     /// The learners' names, and the numbers of sessions and idempotency keys.
     pub(crate) fn counts(&self, register: Option<&Register>) -> (Vec<String>, u64, u64) {
         let learners = self
@@ -68,6 +113,7 @@ impl Replica {
             table: None,
             opens_at,
             followers: BTreeMap::new(),
+            candidate: None,
             open: Vec::new(),
             open_bytes: 0,
             waiters: BTreeMap::new(),
@@ -96,20 +142,25 @@ impl Replica {
         let known = self.known.as_ref().expect("a primary knows its view");
         let backups = known.register.backups.clone();
         let Role::Primary(primary) = &mut self.role else { return };
+        primary.candidate = None;
         let mut old = std::mem::take(&mut primary.followers);
         for backup in backups {
             let mut progress = old
                 .remove(&backup.store)
                 .unwrap_or_else(|| Progress::new(backup.clone(), next, now));
-            progress.begin_view();
-            if progress.next == Index::ZERO.next() {
-                progress.next = next;
-            }
+            progress.begin_view(next);
+            progress.replica = true;
             primary.followers.insert(backup.store, progress);
         }
         for (store, mut progress) in old {
-            progress.note_dropped(now);
-            primary.dropped.insert(store, progress);
+            if progress.replica {
+                progress.replica = false;
+                progress.note_dropped(now);
+                primary.remember_dropped(store, progress);
+            } else {
+                progress.begin_view(next);
+                primary.followers.insert(store, progress);
+            }
         }
         self.send_heartbeats();
     }
@@ -191,10 +242,10 @@ impl Replica {
         loop {
             let Role::Primary(primary) = &mut self.role else { return Ok(()) };
             let Some(progress) = primary.followers.get_mut(&store) else { return Ok(()) };
-            if !progress.has_room() || (progress.next > last && progress.probed) {
+            if !progress.wants_append(last) {
                 return Ok(());
             }
-            let before = Index(progress.next.0 - 1);
+            let before = progress.next.previous();
             let records = if progress.next > last {
                 Vec::new()
             } else {
@@ -210,15 +261,14 @@ impl Replica {
             };
             let end = records.last().map_or(before, |record| record.index);
             let bytes = records.iter().map(|record| record.bytes()).sum();
-            progress.note_sent(end, bytes, self.now);
+            progress.note_sent(before, end, bytes, self.now);
             let records = records.iter().map(|record| record.encode()).collect();
             let previous = Position { view: before_view, index: before };
             self.send(store, PeerMessage::Append { view, previous, committed, records });
         }
     }
 
-    /// The follower with this store id, if the message is of the present view. Who answers to an
-    /// older view, or speaks for one, has missed the news.
+    /// The follower with this store id, if the message is of the present view.
     fn follower(&mut self, from: StoreId, view: View) -> Option<&mut Progress> {
         if view != self.view() {
             return None;
@@ -251,11 +301,12 @@ impl Replica {
         &mut self,
         from: StoreId,
         view: View,
+        previous: Index,
         committed: Index,
     ) -> Result<(), Stop> {
         let last = self.state.last().1;
         let Some(progress) = self.follower(from, view) else { return Ok(()) };
-        progress.rewind(committed.min(last).next());
+        progress.mismatch(previous, committed.min(last));
         self.feed(from)
     }
 
@@ -299,7 +350,9 @@ impl Replica {
         }
         self.effects.push(Effect::Know(member.clone()));
         if next < self.state.first() && next <= self.state.last().1 {
-            if primary.too_far_behind.insert(process) {
+            if primary.too_far_behind.len() < REMEMBERED_MAX
+                && primary.too_far_behind.insert(process)
+            {
                 tracing::warn!(
                     follower = member.name,
                     needs = next.0,
@@ -323,7 +376,7 @@ impl Replica {
         if !met || progress.process != process {
             tracing::info!(follower = member.name, next = next.0, "feed follower");
             if !met {
-                progress.begin_view();
+                progress.begin_view(next);
                 progress.meet(now);
             }
             progress.rewind(next);
@@ -345,11 +398,7 @@ impl Replica {
     pub(crate) fn on_peer_connected(&mut self, peer: StoreId) -> Result<(), Stop> {
         let Role::Primary(primary) = &mut self.role else { return Ok(()) };
         let Some(progress) = primary.followers.get_mut(&peer) else { return Ok(()) };
-        if progress.matched > Index::ZERO {
-            progress.rewind(progress.matched.next());
-        } else {
-            progress.rewind(progress.next);
-        }
+        progress.rewind_to_matched();
         self.send_heartbeat(peer);
         self.feed(peer)
     }
@@ -371,8 +420,10 @@ impl Replica {
         if copies < self.config.min_copies {
             return Ok(());
         }
+        let candidate = primary.candidate.as_ref().map(|(store, _)| store);
         let matched = |store| primary.followers.get(store).map_or(Index::ZERO, |it| it.matched);
-        let durable = others.iter().map(matched).fold(self.state.persisted(), Index::min);
+        let durable =
+            others.iter().chain(candidate).map(matched).fold(self.state.persisted(), Index::min);
         if durable <= self.state.committed() {
             return Ok(());
         }
@@ -438,8 +489,7 @@ impl Replica {
         let mut late = Vec::new();
         for (store, progress) in &mut primary.followers {
             if progress.resend_is_due(now, timing.resend) {
-                let matched = progress.matched;
-                progress.rewind(if matched > Index::ZERO { matched.next() } else { progress.next });
+                progress.rewind_to_matched();
                 late.push(*store);
             }
         }
@@ -452,31 +502,26 @@ impl Replica {
     fn change_members(&mut self) {
         let timing = self.config.timing;
         let now = self.now;
+        if self.proposal.is_some() || now < self.lenient_until {
+            return;
+        }
         let committed = self.state.committed();
         let Some(known) = &self.known else { return };
         let register = &known.register;
         let Role::Primary(primary) = &mut self.role else { return };
-        if self.proposal.is_some() {
-            return;
-        }
-        let is_replica = |store: &StoreId| register.replica(*store).is_some();
         primary
             .followers
-            .retain(|store, progress| is_replica(store) || !progress.is_silent(now, &timing));
-        let mut backups = Vec::new();
-        for (store, progress) in &mut primary.followers {
-            let belongs = if is_replica(store) {
-                !progress.has_failed(now, &timing)
-            } else {
-                progress.is_ready(now, committed, &timing)
-            };
-            if belongs {
-                backups.push(progress.member.clone());
-            }
-        }
+            .retain(|_, progress| progress.replica || !progress.is_silent(now, &timing));
+        let learners = primary.ready_learners(committed, now, &timing);
+        let stay = primary
+            .followers
+            .values()
+            .filter(|progress| progress.replica && !progress.has_failed(now, &timing));
+        let mut backups: Vec<Member> = stay.map(|progress| progress.member.clone()).collect();
+        let stayed = backups.len();
+        backups.extend(learners);
         backups.truncate(limits::REPLICAS_MAX - 1);
-        let same = backups.len() == register.backups.len()
-            && backups.iter().all(|backup| is_replica(&backup.store));
+        let same = stayed == register.backups.len() && backups.len() == stayed;
         let shrinks = backups.len() < register.backups.len();
         if same || (shrinks && 1 + backups.len() < self.config.min_copies) {
             return;

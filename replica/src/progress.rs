@@ -8,7 +8,7 @@ use onlyonce_wire::authority::Member;
 
 use crate::config::Timing;
 use crate::event::Moment;
-use crate::limits::IN_FLIGHT_BYTES_MAX;
+use crate::limits::{APPENDS_IN_FLIGHT_MAX, IN_FLIGHT_BYTES_MAX};
 
 /// The most heartbeats without an echo that are remembered.
 const HEARTBEATS_MAX: usize = 64;
@@ -37,9 +37,14 @@ pub(crate) struct Progress {
     pub(crate) matched: Index,
     /// The next record to send.
     pub(crate) next: Index,
-    /// Whether an append was sent in this view that asks where the logs match.
-    pub(crate) probed: bool,
+    /// Whether it is a replica of the view.
+    pub(crate) replica: bool,
+    /// Whether it is not known where the logs match: one append at a time asks.
+    probing: bool,
+    /// The index before the newest append.
+    asked_after: Index,
     in_flight: VecDeque<InFlight>,
+    in_flight_bytes: usize,
     /// When the oldest record without an acknowledgement was first sent.
     unacknowledged_since: Option<Moment>,
     last_sent: Moment,
@@ -59,8 +64,11 @@ impl Progress {
             process: 0,
             matched: Index::ZERO,
             next,
-            probed: false,
+            replica: false,
+            probing: true,
+            asked_after: Index::ZERO,
             in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
             unacknowledged_since: None,
             last_sent: now,
             resend_wait: Duration::ZERO,
@@ -72,33 +80,56 @@ impl Progress {
         }
     }
 
-    /// Acknowledgements of the old view mean nothing in the new one; an echo still does.
-    pub(crate) fn begin_view(&mut self) {
-        self.rewind(self.matched.next());
+    /// Acknowledgements of the old view mean nothing in the new one; an echo still does. Begins
+    /// where the logs matched, or at `untried` if that is not known.
+    pub(crate) fn begin_view(&mut self, untried: Index) {
+        self.rewind(if self.matched > Index::ZERO { self.matched.next() } else { untried });
         self.matched = Index::ZERO;
         self.unacknowledged_since = None;
         self.heartbeats.clear();
     }
 
-    /// What was sent may be lost: begin again at `next`.
+    /// What was sent may be lost: begin again at `next`, and ask whether the logs match there.
     pub(crate) fn rewind(&mut self, next: Index) {
         self.next = next;
-        self.probed = false;
+        self.probing = true;
         self.in_flight.clear();
+        self.in_flight_bytes = 0;
     }
 
-    /// Notes an append whose last record is `last`.
-    pub(crate) fn note_sent(&mut self, last: Index, bytes: usize, now: Moment) {
+    /// What was sent may be lost: begin again after what was acknowledged.
+    pub(crate) fn rewind_to_matched(&mut self) {
+        self.rewind(if self.matched > Index::ZERO { self.matched.next() } else { self.next });
+    }
+
+    /// The log does not match before the newest append, as `previous` says, or something before it
+    /// was lost. Answers to older appends say nothing new.
+    pub(crate) fn mismatch(&mut self, previous: Index, common: Index) {
+        if !self.probing {
+            self.rewind_to_matched();
+        } else if previous == self.asked_after && !self.in_flight.is_empty() {
+            self.rewind(common.next());
+        }
+    }
+
+    /// Notes an append of what follows `after`, up to `last`.
+    pub(crate) fn note_sent(&mut self, after: Index, last: Index, bytes: usize, now: Moment) {
         self.next = last.next();
-        self.probed = true;
+        self.asked_after = after;
         self.last_sent = now;
         self.unacknowledged_since.get_or_insert(now);
+        self.in_flight_bytes += bytes;
         self.in_flight.push_back(InFlight { last, bytes, sent: now });
     }
 
-    /// Whether more may be sent before the next acknowledgement.
-    pub(crate) fn has_room(&self) -> bool {
-        self.in_flight.iter().map(|append| append.bytes).sum::<usize>() < IN_FLIGHT_BYTES_MAX
+    /// Whether an append may be sent now, and would say something.
+    pub(crate) fn wants_append(&self, last: Index) -> bool {
+        if self.probing {
+            return self.in_flight.is_empty();
+        }
+        self.next <= last
+            && self.in_flight_bytes < IN_FLIGHT_BYTES_MAX
+            && self.in_flight.len() < APPENDS_IN_FLIGHT_MAX
     }
 
     /// Takes an acknowledgement of this view.
@@ -106,9 +137,13 @@ impl Progress {
         let advanced = matched > self.matched;
         self.matched = self.matched.max(matched);
         self.next = self.next.max(self.matched.next());
-        while self.in_flight.front().is_some_and(|append| append.last <= self.matched) {
+        while let Some(append) = self.in_flight.front()
+            && append.last <= self.matched
+        {
+            self.in_flight_bytes -= append.bytes;
             self.in_flight.pop_front();
         }
+        self.probing &= !self.in_flight.is_empty();
         match self.in_flight.front() {
             None => self.unacknowledged_since = None,
             Some(oldest) if advanced => self.unacknowledged_since = Some(oldest.sent),
@@ -166,16 +201,15 @@ impl Progress {
         now.since(self.last_echo) > timing.append_timeout
     }
 
-    /// Whether a learner is to be proposed: it has all that is committed, and has acknowledged
-    /// promptly for as long as its past demands.
-    pub(crate) fn is_ready(&mut self, now: Moment, committed: Index, timing: &Timing) -> bool {
-        let prompt = self.probed
+    /// Whether a learner has acknowledged promptly for as long as its past demands.
+    pub(crate) fn is_prompt(&mut self, now: Moment, timing: &Timing) -> bool {
+        let prompt = !self.probing
             && self.lease_holds(now, timing.lease)
             && self.oldest_in_flight(now) <= timing.lease;
         if !prompt {
             self.prompt_since = now;
         }
-        prompt && self.matched >= committed && now.since(self.prompt_since) >= self.probation
+        prompt && now.since(self.prompt_since) >= self.probation
     }
 
     /// Notes that the follower was dropped from the view; the next time it waits longer.

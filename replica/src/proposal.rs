@@ -85,10 +85,11 @@ impl Replica {
         }
     }
 
-    pub(crate) fn on_proposed(&mut self, result: ProposalResult) {
+    pub(crate) fn on_proposed(&mut self, id: ProposalId, result: ProposalResult) {
         let now = self.now;
         if let Some(proposal) = &mut self.proposal
             && let Stage::Sent(_) = proposal.stage
+            && proposal.register.proposal == id
         {
             match result {
                 ProposalResult::Won(revision) => {

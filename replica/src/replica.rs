@@ -63,6 +63,10 @@ pub struct Replica {
     pub(crate) known: Option<Known>,
     pub(crate) proposal: Option<Proposal>,
     pub(crate) reads: Reads,
+    /// The last tick, and until when this node, having stood still, judges nobody's silence: what
+    /// the others sent meanwhile may not have been handled yet.
+    pub(crate) last_tick: Moment,
+    pub(crate) lenient_until: Moment,
     pub(crate) role: Role,
     pub(crate) checkpointing: Checkpointing,
     pub(crate) now: Moment,
@@ -219,6 +223,8 @@ impl Replica {
             known: None,
             proposal: None,
             reads: Reads::default(),
+            last_tick: now,
+            lenient_until: now,
             checkpointing: Checkpointing::new(now),
             now,
             effects: Vec::new(),
@@ -265,7 +271,7 @@ impl Replica {
             Event::Persisted { index } => self.on_persisted(index)?,
             Event::Saved => self.on_saved()?,
             Event::RegisterRead { asked, now } => self.on_register_read(asked, now)?,
-            Event::Proposed(result) => self.on_proposed(result),
+            Event::Proposed { id, result } => self.on_proposed(id, result),
             Event::Checkpointed => self.on_checkpointed(),
             Event::Drained => self.close_record()?,
             Event::Tick => self.on_tick()?,
@@ -286,8 +292,8 @@ impl Replica {
             PeerMessage::NewerView { register, revision } => self.hear_of_view(&register, revision),
             PeerMessage::Echo { view, nonce } => self.on_echo(from, view, nonce),
             PeerMessage::AppendOk { view, matched } => self.on_append_ok(from, view, matched)?,
-            PeerMessage::AppendMismatch { view, committed } => {
-                self.on_append_mismatch(from, view, committed)?;
+            PeerMessage::AppendMismatch { view, previous, committed } => {
+                self.on_append_mismatch(from, view, previous, committed)?;
             }
             PeerMessage::HoldsCommitted { view, index } => {
                 self.on_holds_committed(from, view, index)?;
@@ -300,6 +306,11 @@ impl Replica {
     }
 
     fn on_tick(&mut self) -> Result<(), Stop> {
+        let enough = self.config.timing.heartbeat * 2;
+        if self.now.since(self.last_tick) > enough {
+            self.lenient_until = self.now.after(enough);
+        }
+        self.last_tick = self.now;
         self.tick_views();
         match &self.role {
             Role::Primary(_) => self.tick_primary()?,

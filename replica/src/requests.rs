@@ -83,6 +83,10 @@ impl Replica {
     }
 
     fn open_session(&mut self, from: ReplyTo, session: SessionId) -> Result<(), Stop> {
+        if self.state.overlay_bytes() > OVERLAY_BYTES_MAX {
+            self.reply(from, Answer::Refused(Refusal::Busy(Limit::Queue)));
+            return Ok(());
+        }
         let index = self.open_index();
         let lease = self.lease_holds();
         let mut effects = Vec::new();

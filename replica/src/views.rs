@@ -92,9 +92,17 @@ impl Replica {
         }
     }
 
+    /// Whether nothing was ever promised here: at most an attempt to make a cluster failed.
+    fn never_took_part(&self) -> bool {
+        self.state.last().1 == Index::ZERO && self.saved.view == View(0)
+    }
+
     /// A register of another cluster, of another incarnation, or of an older view than this store
     /// took part in, means that going on could contradict somebody.
     fn check_register(&self, register: &Register) -> Result<(), Stop> {
+        if self.never_took_part() {
+            return Ok(());
+        }
         if self.saved.owner == Some(Owner::Lone) {
             return Err(Stop(format!(
                 "the authority holds the view of cluster {}, but this data folder belongs to a lone node: start it alone, or give the node a new, empty folder",
@@ -172,7 +180,7 @@ impl Replica {
             return;
         }
         self.saved.proposal = None;
-        if self.saved.owner.is_none() {
+        if self.never_took_part() {
             self.saved.owner = Some(Owner::Cluster(register.cluster));
             self.saved.incarnation = register.incarnation;
         }
@@ -184,13 +192,12 @@ impl Replica {
     fn start_without_register(&mut self, revision: Revision) -> Result<(), Stop> {
         let Mode::Cluster { bootstrap } = self.config.mode else { return Ok(()) };
         let Role::Starting(starting) = &self.role else { return Ok(()) };
-        let empty = self.state.last().1 == Index::ZERO && self.saved.view == View(0);
         let lone = self.saved.owner == Some(Owner::Lone);
         let tried = starting.leftover.is_some_and(|leftover| leftover.expected == revision);
         if self.proposal.is_some() {
             return Ok(());
         }
-        if !(empty || lone || tried) {
+        if !(self.never_took_part() || lone || tried) {
             return Err(Stop(LOST_REGISTER.to_owned()));
         }
         if !bootstrap {
@@ -223,6 +230,11 @@ impl Replica {
                 return;
             }
             if register.view == known.register.view {
+                assert_eq!(
+                    register.proposal, known.register.proposal,
+                    "I2: two values of view {}",
+                    register.view
+                );
                 known.register = register;
                 known.revision = revision;
                 return;

@@ -404,13 +404,16 @@ impl World {
         let event = match ask {
             Ask::Read(id) => Event::RegisterRead { asked: Some(id), now: self.register.clone() },
             Ask::Swap(expected, register) if expected == self.register.revision => {
+                let id = register.proposal;
                 self.say(|_| format!("the register holds view {} of n{}", register.view, node + 1));
                 let revision = Revision(expected.0 + 1);
                 self.report.views = register.view.0;
                 self.register = Versioned { revision, register: Some(register) };
-                Event::Proposed(ProposalResult::Won(revision))
+                Event::Proposed { id, result: ProposalResult::Won(revision) }
             }
-            Ask::Swap(..) => Event::Proposed(ProposalResult::Unknown),
+            Ask::Swap(_, register) => {
+                Event::Proposed { id: register.proposal, result: ProposalResult::Unknown }
+            }
         };
         if !self.chance(self.plan.lost_per_mille) {
             let after = self.delay();

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use onlyonce_replica::{Event, ProposalResult, ReadId};
 use onlyonce_wire::authority::{Register, Revision, Versioned};
+use onlyonce_wire::status::NodeStatus;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, watch};
 
 use super::{Authority, AuthorityError, Swap};
 use crate::core_thread::CoreQueue;
@@ -22,7 +23,8 @@ const WATCH_RETRY: Duration = Duration::from_millis(500);
 /// Takes what the core asks of the authority; the answers are events.
 pub struct Agent {
     reads: Arc<Reads>,
-    proposals: mpsc::UnboundedSender<(Revision, Register)>,
+    /// The newest proposal that was not sent yet: the core sends again what matters.
+    proposals: watch::Sender<Option<(Revision, Register)>>,
 }
 
 impl Agent {
@@ -32,12 +34,12 @@ impl Agent {
         authority: impl Authority,
         core: Arc<CoreQueue>,
         faults: Arc<Faults>,
+        status: watch::Receiver<NodeStatus>,
     ) -> Self {
         let reads = Arc::new(Reads::default());
-        // The core has at most one proposal unresolved, so this queue stays short.
-        let (proposals, wanted) = mpsc::unbounded_channel();
+        let (proposals, wanted) = watch::channel(None);
         let tasks =
-            Arc::new(Tasks { authority, core, faults, warnings: RateLimit::new(WARN_INTERVAL) });
+            Arc::new(Tasks { authority, core, faults, status, warnings: RateLimit::new(WARN_INTERVAL) });
         runtime.spawn(Arc::clone(&tasks).read(Arc::clone(&reads)));
         runtime.spawn(Arc::clone(&tasks).propose(wanted));
         runtime.spawn(tasks.watch());
@@ -53,7 +55,7 @@ impl Agent {
 
     /// Compare-and-swaps the register, once.
     pub fn propose(&self, expected: Revision, register: Register) {
-        let _ = self.proposals.send((expected, register));
+        self.proposals.send_replace(Some((expected, register)));
     }
 }
 
@@ -67,10 +69,20 @@ struct Reads {
 
 const WARN_INTERVAL: Duration = Duration::from_secs(5);
 
+/// What it means for a node in `status` that the authority gives no answer.
+fn consequence(status: &NodeStatus) -> &'static str {
+    match (status.cluster, &status.primary) {
+        (None, _) => "this node belongs to no cluster yet, and waits for the authority",
+        (Some(_), None) => "this node does not know its view yet, and waits to hear of it",
+        (Some(_), Some(_)) => "a running view goes on, view changes wait",
+    }
+}
+
 struct Tasks<A> {
     authority: A,
     core: Arc<CoreQueue>,
     faults: Arc<Faults>,
+    status: watch::Receiver<NodeStatus>,
     warnings: RateLimit,
 }
 
@@ -86,9 +98,10 @@ impl<A: Authority> Tasks<A> {
         }
     }
 
-    async fn propose(self: Arc<Self>, mut wanted: mpsc::UnboundedReceiver<(Revision, Register)>) {
-        while let Some((expected, register)) = wanted.recv().await {
-            let view = register.view;
+    async fn propose(self: Arc<Self>, mut wanted: watch::Receiver<Option<(Revision, Register)>>) {
+        while wanted.changed().await.is_ok() {
+            let Some((expected, register)) = wanted.borrow_and_update().clone() else { continue };
+            let (view, id) = (register.view, register.proposal);
             let swap = async { Ok(self.authority.compare_and_swap(expected, register).await) };
             let swap = self.unless_cut_off(swap).await.unwrap_or_else(Swap::Unknown);
             let result = match swap {
@@ -106,7 +119,7 @@ impl<A: Authority> Tasks<A> {
                     ProposalResult::Unknown
                 }
             };
-            self.core.send(Event::Proposed(result));
+            self.core.send(Event::Proposed { id, result });
         }
     }
 
@@ -131,7 +144,7 @@ impl<A: Authority> Tasks<A> {
             Ok(now) => Some(now),
             Err(error) => {
                 if self.warnings.pass() {
-                    tracing::warn!("{error}; a running view goes on, view changes wait");
+                    tracing::warn!("{error}; {}", consequence(&self.status.borrow()));
                 }
                 None
             }

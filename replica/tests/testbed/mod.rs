@@ -357,6 +357,7 @@ impl Testbed {
         let event = match ask {
             Ask::Read(id) => Event::RegisterRead { asked: Some(id), now: self.register.clone() },
             Ask::Swap(expected, register) if expected == self.register.revision => {
+                let id = register.proposal;
                 if let Some(old) = &self.register.register {
                     let proposer = register.primary.store;
                     let bump = old.view == register.view && old.proposal == register.proposal;
@@ -365,9 +366,11 @@ impl Testbed {
                 }
                 let revision = Revision(expected.0 + 1);
                 self.register = Versioned { revision, register: Some(register) };
-                Event::Proposed(ProposalResult::Won(revision))
+                Event::Proposed { id, result: ProposalResult::Won(revision) }
             }
-            Ask::Swap(..) => Event::Proposed(ProposalResult::Unknown),
+            Ask::Swap(_, register) => {
+                Event::Proposed { id: register.proposal, result: ProposalResult::Unknown }
+            }
         };
         if !self.is_lost() {
             self.parcels.push(Parcel::Told { node, process, event });
