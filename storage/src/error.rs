@@ -6,34 +6,79 @@
 //!   retried, since a failed write leaves unknown what is on the disk.
 //! - [`DecodeError`]: bytes from elsewhere are not a record.
 
+use std::io;
 use std::path::PathBuf;
 
 use crate::record::Index;
 
 /// What to do about a damaged store, as the end of an error's text.
-const REPLACE: &str = "move the data folder away and start with an empty one: as a new store it \
-                       catches up from the other replicas (a lone node is restored from a backup)";
+const REPLACE: &str = "move the data folder away and start the node on a new, empty one: it \
+                       catches up from the others (a lone node has no other copy)";
 
 /// A failed operation of a database or of the head file.
 #[derive(Debug, thiserror::Error)]
-#[error("{place}: cannot {doing}: {source}")]
+#[error("{place}: cannot {doing}: {cause}")]
 pub struct EngineError {
     /// The database's folder or the file.
     pub place: String,
     /// What was being done.
     pub doing: &'static str,
     /// Why it failed.
-    pub source: Box<dyn std::error::Error + Send + Sync>,
+    pub cause: Cause,
 }
 
 impl EngineError {
     /// An error of `place` while `doing` something.
-    pub fn new(
-        place: impl Into<String>,
-        doing: &'static str,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Self {
-        Self { place: place.into(), doing, source: source.into() }
+    pub fn new(place: impl Into<String>, doing: &'static str, cause: impl Into<Cause>) -> Self {
+        Self { place: place.into(), doing, cause: cause.into() }
+    }
+}
+
+/// Why a database or a file failed; its text ends with what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    /// What was read is not what was written.
+    #[error("its files are damaged ({found}); {REPLACE}")]
+    Damaged {
+        /// What was found.
+        found: String,
+    },
+    /// The system refused.
+    #[error("{0}; {advice}", advice = io_advice(.0.kind()))]
+    Io(io::Error),
+    /// The database has no answer.
+    #[error("{0}; start again, and if it says the same again, {REPLACE}")]
+    Other(String),
+}
+
+impl From<io::Error> for Cause {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => {
+                Self::Damaged { found: error.to_string() }
+            }
+            _ => Self::Io(error),
+        }
+    }
+}
+
+/// What to do about an error of the file system.
+fn io_advice(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "make room on its disk, then start again: nothing that was acknowledged is lost"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "let the user of this process read and write the data folder, then start again"
+        }
+        io::ErrorKind::NotFound => "check the path",
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+            "something that is no folder has that name: choose another data folder"
+        }
+        _ => {
+            "look for errors of the disk in the kernel's log; once it works, start again (on a new \
+             disk, with an empty data folder)"
+        }
     }
 }
 
@@ -133,6 +178,12 @@ pub enum Damage {
     /// No slot of `head` is valid, in a store that holds data.
     #[error("no slot of head is valid")]
     NoHead,
+    /// The file `format` is not what any release writes.
+    #[error("it is {found}, which no release writes")]
+    BadFormat {
+        /// What was found.
+        found: String,
+    },
 }
 
 /// A failure of an open store. The process must stop.
@@ -180,15 +231,23 @@ pub enum OpenError {
         /// What was expected.
         wanted: String,
     },
+    /// The data folder cannot be made.
+    #[error("cannot make the data folder {}: {source}; {}", .folder.display(), folder_advice(.source.kind()))]
+    NoFolder {
+        /// The data folder.
+        folder: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
     /// A file or folder cannot be read, made or synced.
-    #[error("cannot {doing} {}: {source}", .path.display())]
+    #[error("cannot {doing} {}: {source}; {}", .path.display(), io_advice(.source.kind()))]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// What was being done.
         doing: &'static str,
         /// Why it failed.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// sled put a node into `blobs/`, which it never syncs.
     #[error("{} is not empty (it holds {found:?}): its files are never synced by the database, so nothing in this store can be trusted; {REPLACE}", .folder.display())]
@@ -211,6 +270,16 @@ pub enum OpenError {
     Storage(#[from] StorageError),
 }
 
+/// What to do when the data folder cannot be made. Its parents are never made: a mistyped path must
+/// not become an empty store.
+fn folder_advice(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::NotFound => "make its parent folder first",
+        io::ErrorKind::PermissionDenied => "let the user of this process write its parent folder",
+        _ => io_advice(kind),
+    }
+}
+
 impl From<EngineError> for OpenError {
     fn from(error: EngineError) -> Self {
         Self::Storage(StorageError::Engine(error))
@@ -223,7 +292,14 @@ impl OpenError {
     pub fn damage(&self) -> Option<&Damage> {
         match self {
             Self::Storage(StorageError::Damaged { damage, .. }) => Some(damage),
-            _ => None,
+            Self::Storage(StorageError::Engine(_))
+            | Self::InUse { .. }
+            | Self::NotAStore { .. }
+            | Self::Format { .. }
+            | Self::NoFolder { .. }
+            | Self::Io { .. }
+            | Self::Blobs { .. }
+            | Self::BarrierNotReached { .. } => None,
         }
     }
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use crate::engine::sled::FolderLock;
 use crate::engine::{HeadFile, Tree, sled};
-use crate::error::{EngineError, OpenError};
+use crate::error::{Damage, EngineError, OpenError, StorageError};
 use crate::limits::{FORMAT, SEGMENT, SLOT_BYTES};
 use crate::open::{Disk, Opened, Options, open_or_create};
 
@@ -31,9 +31,12 @@ const TABLES: &str = "tables";
 /// What file systems and editors leave in a folder that is empty for their users.
 const IGNORED: [&str; 2] = [LOCK, "lost+found"];
 
+/// The first line of the file `format`, in every release.
+const TITLE: &str = "onlyonce data folder\n";
+
 /// The text of the file `format`.
 fn format_text() -> String {
-    format!("onlyonce data folder\nformat {FORMAT}\nengine sled 0.34.7, segment {SEGMENT}\n")
+    format!("{TITLE}format {FORMAT}\nengine sled 0.34.7, segment {SEGMENT}\n")
 }
 
 fn io_error(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> OpenError {
@@ -45,7 +48,8 @@ fn io_error(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> OpenE
 pub fn open_dir(path: impl AsRef<Path>, options: &Options) -> Result<Opened, OpenError> {
     let folder = path.as_ref();
     if !folder.exists() {
-        fs::create_dir(folder).map_err(io_error(folder, "create the data folder"))?;
+        fs::create_dir(folder)
+            .map_err(|source| OpenError::NoFolder { folder: folder.to_owned(), source })?;
     }
     look_at(folder)?;
     let lock = lock(folder)?;
@@ -104,19 +108,40 @@ fn lock(folder: &Path) -> Result<FolderLock, OpenError> {
 
 fn check_format(folder: &Path) -> Result<(), OpenError> {
     let path = folder.join(FORMAT_FILE);
+    let place = path.display().to_string();
+    let damaged =
+        |found| StorageError::Damaged { place: place.clone(), damage: Damage::BadFormat { found } };
     let mut text = Vec::new();
-    File::open(&path)
-        .and_then(|file| file.take(1024).read_to_end(&mut text))
-        .map_err(io_error(&path, "read"))?;
-    if text == format_text().as_bytes() {
+    match File::open(&path).and_then(|file| file.take(1024).read_to_end(&mut text)) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+            return Err(damaged("a folder".to_owned()).into());
+        }
+        Err(error) => return Err(io_error(&path, "read")(error)),
+    }
+    let wanted = format_text();
+    if text == wanted.as_bytes() {
         return Ok(());
     }
     let quoted = |text: &[u8]| format!("\"{}\"", text.escape_ascii());
-    Err(OpenError::Format {
-        place: path.display().to_string(),
-        found: quoted(&text),
-        wanted: quoted(format_text().as_bytes()),
-    })
+    if is_other_release(&text) {
+        let (found, wanted) = (quoted(&text), quoted(wanted.as_bytes()));
+        return Err(OpenError::Format { place, found, wanted });
+    }
+    let found = if text.is_empty() { "empty".to_owned() } else { quoted(&text) };
+    Err(damaged(found).into())
+}
+
+/// Whether `text` could be another release's: whole lines that begin as every release's do.
+fn is_other_release(text: &[u8]) -> bool {
+    let mut lines = text.split_inclusive(|byte| *byte == b'\n');
+    let title = lines.next() == Some(TITLE.as_bytes());
+    let version = lines.next().and_then(|line| line.strip_prefix(b"format "));
+    let version = version.and_then(|line| line.strip_suffix(b"\n"));
+    let numbered =
+        version.is_some_and(|digits| !digits.is_empty() && digits.iter().all(u8::is_ascii_digit));
+    // A file that was cut short after a whole line is this release's own.
+    title && numbered && text.is_ascii() && !format_text().as_bytes().starts_with(text)
 }
 
 fn create(folder: &Path, options: &Options, lock: &FolderLock) -> Result<Opened, OpenError> {

@@ -68,7 +68,7 @@ const _: () = {
 };
 
 pub use checkpoint::Checkpointer;
-pub use error::{Damage, DecodeError, EngineError, OpenError, StorageError};
+pub use error::{Cause, Damage, DecodeError, EngineError, OpenError, StorageError};
 pub use folder::open_dir;
 pub use open::{Disk, Opened, Options, Recovered, open};
 pub use overlay::Generation;

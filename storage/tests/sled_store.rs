@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::{append, checkpoint, options, put, read, record_of};
-use onlyonce_storage::{Effect, Entry, Index, OpenError, Opened, Record, Table, View, open_dir};
+use onlyonce_storage::{
+    Damage, Effect, Entry, Index, OpenError, Opened, Record, Table, View, open_dir,
+};
 
 fn open(folder: &Path) -> Opened {
     open_dir(folder, &options()).unwrap_or_else(|error| panic!("the store opens: {error}"))
@@ -108,6 +110,34 @@ fn another_format_is_refused() {
     let error = refused(&folder);
     assert!(matches!(error, OpenError::Format { .. }));
     assert!(error.to_string().contains("format 7"), "{error}");
+}
+
+/// A format file that no release writes is damage, not another release's.
+#[test]
+fn a_damaged_format_file_is_damage() {
+    let (_guard, folder) = folder();
+    drop(open(&folder));
+    let format = folder.join("format");
+    let whole = fs::read_to_string(&format).expect("the format file");
+    let two_lines = whole.rfind("engine").expect("a third line");
+    for text in ["", "onlyonce", &whole[..whole.len() - 1], &whole[..two_lines], "\0\0\0\0"] {
+        fs::write(&format, text).expect("the format file");
+        let error = refused(&folder);
+        assert!(matches!(error.damage(), Some(Damage::BadFormat { .. })), "{text:?}: {error}");
+    }
+    fs::remove_file(&format).expect("the format file");
+    fs::create_dir(&format).expect("a folder");
+    let error = refused(&folder);
+    assert!(matches!(error.damage(), Some(Damage::BadFormat { .. })), "{error}");
+}
+
+/// A folder's parents are never made, and the text says so.
+#[test]
+fn a_parent_is_not_made() {
+    let (_guard, folder) = folder();
+    let text = refused(&folder.join("below")).to_string();
+    assert!(text.contains("make its parent folder first"), "{text}");
+    assert!(!folder.exists());
 }
 
 /// A creation that was cut short is begun anew; a store that lost its format file is not.
@@ -269,7 +299,13 @@ fn flipped_bytes_never_lose_records_silently() {
                         assert!(read.is_some());
                     }
                 }
-                Ok(Err(_)) | Err(_) => found += 1,
+                Ok(Err(error)) => {
+                    found += 1;
+                    let text = error.to_string();
+                    assert!(text.contains("new, empty one"), "it says what to do: {text}");
+                    assert!(!text.contains("backtrace"), "{text}");
+                }
+                Err(_) => found += 1,
             }
             fs::remove_dir_all(&copied).expect("the copy");
         }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bytes::Bytes;
 
 use super::{Engine, HeadFile, Row, Rows, Tree};
-use crate::error::EngineError;
+use crate::error::{Cause, EngineError};
 use crate::limits::SLOT_BYTES;
 use crate::open::Disk;
 
@@ -290,7 +290,7 @@ struct MemoryEngine {
 
 impl MemoryEngine {
     fn error(&self, doing: &'static str, why: &'static str) -> EngineError {
-        EngineError::new(self.place, doing, why)
+        EngineError::new(self.place, doing, Cause::Other(why.to_owned()))
     }
 
     fn with<T>(
@@ -401,7 +401,7 @@ impl MemoryHead {
         let inner = &mut *self.disk.lock();
         let result =
             if inner.epoch == self.epoch { action(inner) } else { Err("the disk has crashed") };
-        result.map_err(|why| EngineError::new("memory head", doing, why))
+        result.map_err(|why| EngineError::new("memory head", doing, Cause::Other(why.to_owned())))
     }
 }
 

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{Engine, Row, Rows, Tree};
-use crate::error::{EngineError, OpenError};
+use crate::error::{Cause, EngineError, OpenError};
 use crate::limits::SEGMENT;
 
 /// How long an open waits for an earlier store of this same process to let go of its files: sled's
@@ -89,6 +89,21 @@ mod barrier {
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("sled's flush is made a real barrier on Linux only");
+
+impl From<sled::Error> for Cause {
+    fn from(error: sled::Error) -> Self {
+        match error {
+            sled::Error::Io(error) => error.into(),
+            sled::Error::Corruption { at, .. } => {
+                let place = at.map_or_else(String::new, |at| format!(" at {}", at.lid()));
+                Self::Damaged { found: format!("sled cannot read what it wrote{place}") }
+            }
+            sled::Error::CollectionNotFound(_)
+            | sled::Error::Unsupported(_)
+            | sled::Error::ReportableBug(_) => Self::Other(error.to_string()),
+        }
+    }
+}
 
 /// What keeps the data folder this process's own for as long as a database is open.
 pub(crate) type FolderLock = Arc<File>;
@@ -309,6 +324,31 @@ mod tests {
         assert!(!output.status.success(), "it ended with {}", output.status);
         assert!(said.contains("fdatasync of file descriptor"), "it said: {said}");
         assert!(said.contains("/dev/null") && said.contains("Invalid argument"), "it said: {said}");
+    }
+
+    /// What sled cannot read is called damage, and what the system refuses is not; each says what
+    /// to do about it.
+    #[test]
+    fn errors_say_what_to_do() {
+        let says =
+            |error: sled::Error| EngineError::new("data/log", "read a row", error).to_string();
+        let damaged = "data/log: cannot read a row: its files are damaged (";
+        for error in [
+            sled::Error::Corruption { at: None, bt: () },
+            sled::Error::Io(io::ErrorKind::UnexpectedEof.into()),
+        ] {
+            let text = says(error);
+            assert!(text.starts_with(damaged) && text.contains("new, empty one"), "{text}");
+            assert!(!text.contains("backtrace") && !text.contains("None"), "{text}");
+        }
+        for (kind, advice) in [
+            (io::ErrorKind::StorageFull, "make room"),
+            (io::ErrorKind::PermissionDenied, "let the user"),
+            (io::ErrorKind::Other, "kernel's log"),
+        ] {
+            let text = says(sled::Error::Io(kind.into()));
+            assert!(text.contains(advice) && !text.contains("damaged"), "{text}");
+        }
     }
 
     /// Every flush of something new is synced once.
