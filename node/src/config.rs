@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use onlyonce_replica::Timing;
+use onlyonce_storage::limits::OVERLAY_BYTES_MAX;
 use onlyonce_wire::limits::{NAME_BYTES_MAX, REPLICAS_MAX};
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,9 @@ macro_rules! settings {
         }
 
         impl Settings {
+            /// Every key.
+            const KEYS: &[&str] = &[$(stringify!($key)),*];
+
             /// These settings, and those of `lower` where these are silent.
             pub fn or(self, lower: Self) -> Self {
                 Self { $($key: self.$key.or(lower.$key),)* }
@@ -114,6 +118,22 @@ fn read_variable<T: FromStr<Err: fmt::Display>>(
     text.parse().map(Some).map_err(|error: T::Err| {
         ExitError::Usage(format!("environment variable {name}={text:?}: {error}"))
     })
+}
+
+/// Variables that are no settings of a node.
+const OTHER_VARIABLES: [&str; 5] =
+    ["ONCED_CONFIG", "ONCED_LOG", "ONCED_FAULTS", "ONCED_AUTHORITY_DATA", "ONCED_AUTHORITY_LISTEN"];
+
+/// Those of `names` that look like variables of this program and are none.
+pub fn unknown_variables(names: impl Iterator<Item = String>) -> Vec<String> {
+    let known = |name: &str| {
+        let is_key = |key: &&str| name == format!("ONCED_{}", key.to_uppercase());
+        OTHER_VARIABLES.contains(&name) || Settings::KEYS.iter().any(is_key)
+    };
+    let mut unknown: Vec<_> =
+        names.filter(|name| name.starts_with("ONCED_") && !known(name)).collect();
+    unknown.sort_unstable();
+    unknown
 }
 
 impl Settings {
@@ -282,6 +302,13 @@ impl ServeConfig {
                 return Err(ExitError::Usage(format!("{key} = {bytes}: at least {least}")));
             }
         }
+        if self.checkpoint_bytes >= OVERLAY_BYTES_MAX {
+            return Err(ExitError::Usage(format!(
+                "checkpoint_bytes = {}: it must be less than OVERLAY_BYTES_MAX = \
+                 {OVERLAY_BYTES_MAX}, at which requests are refused until a checkpoint has ended",
+                self.checkpoint_bytes
+            )));
+        }
         Ok(())
     }
 }
@@ -316,11 +343,18 @@ fn timing(settings: &Settings) -> Result<Timing, ExitError> {
     )))
 }
 
-fn check_address(what: &str, address: &str) -> Result<(), ExitError> {
+/// Checks that `address`, given as `what`, is HOST:PORT; an IPv6 host stands in brackets.
+pub fn check_address(what: &str, address: &str) -> Result<(), ExitError> {
+    let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let is_host = |host: &str| match host.strip_prefix('[').and_then(|host| host.strip_suffix(']'))
+    {
+        Some(host) => host.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(is_name_byte),
+    };
+    let is_port =
+        |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
     let valid = address.len() <= NAME_BYTES_MAX
-        && address.rsplit_once(':').is_some_and(|(host, port)| {
-            !host.is_empty() && !host.contains(['/', ' ']) && port.parse::<u16>().is_ok()
-        });
+        && address.rsplit_once(':').is_some_and(|(host, port)| is_host(host) && is_port(port));
     if valid {
         return Ok(());
     }
@@ -392,6 +426,38 @@ mod tests {
         assert!(text.contains("ONCED_LEASE_MS") && text.contains("soon"), "{text}");
     }
 
+    /// An address is a host and a port and nothing else.
+    #[test]
+    fn addresses_are_checked() {
+        for good in ["127.0.0.1:0", "localhost:7300", "my-host.example_net:1", "[::1]:7300"] {
+            check_address("--listen", good).expect(good);
+        }
+        let bad = [
+            "",
+            "7300",
+            ":7300",
+            "h:",
+            "h:+1",
+            "h:70000",
+            "authority=h:1",
+            "::1:7300",
+            "a b:1",
+            "[x]:1",
+        ];
+        for bad in bad {
+            let error = check_address("--listen", bad).expect_err(bad).to_string();
+            assert!(error.contains("not HOST:PORT"), "{error}");
+        }
+    }
+
+    /// A variable that nothing reads is named; those of other programs are not.
+    #[test]
+    fn unknown_variables_are_named() {
+        let names = ["ONCED_LEASE_MS", "ONCED_LOG", "ONCED_LEASE", "ONCE_DIR", "HOME", "ONCED_A"];
+        let unknown = unknown_variables(names.into_iter().map(str::to_owned));
+        assert_eq!(unknown, ["ONCED_A", "ONCED_LEASE"]);
+    }
+
     /// Settings that make no sense, or are not safe together, are refused with their values.
     #[test]
     fn senseless_settings_are_refused() {
@@ -409,6 +475,12 @@ mod tests {
         assert!(usage(copies).contains("--min-copies 2"));
         let address = Settings { http: Some("7600".to_owned()), ..good.clone() };
         assert!(usage(address).contains("--http \"7600\""));
+        let large = Settings { checkpoint_bytes: Some(OVERLAY_BYTES_MAX), ..good.clone() };
+        let text = usage(large);
+        assert!(
+            text.contains("checkpoint_bytes = ") && text.contains("OVERLAY_BYTES_MAX"),
+            "{text}"
+        );
         assert!(usage(Settings { name: None, ..good }).contains("--name is needed"));
     }
 }

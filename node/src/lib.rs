@@ -58,10 +58,22 @@ fn serve(args: &ServeArgs) -> Result<(), ExitError> {
         return Ok(());
     }
     logging::start(log_format)?;
+    warn_of_unknown_variables();
     serve::run(&config)
 }
 
 fn authority(args: &AuthorityArgs) -> Result<(), ExitError> {
+    config::check_address("--listen", &args.listen)?;
     logging::start(args.log_format)?;
+    warn_of_unknown_variables();
     authority::server::run(&args.data, &args.listen)
+}
+
+/// A variable with a typing error would silently leave its setting at the default.
+fn warn_of_unknown_variables() {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let unknown = config::unknown_variables(names);
+    if !unknown.is_empty() {
+        tracing::warn!("environment: nothing reads {}", unknown.join(", "));
+    }
 }

@@ -64,7 +64,7 @@ impl EmbeddedClient {
         match reply.map_err(|error| error.to_string())? {
             reply if reply.call == call => Ok(reply.answer),
             AuthorityReply { answer: AuthorityAnswer::Refused(text), .. } => Err(text),
-            other => Err(format!("it answered another call: {other:?}")),
+            other => Err(format!("it answered call {} instead of {}", other.call.0, call.0)),
         }
     }
 

@@ -30,6 +30,10 @@ const SLOT_BYTES: usize = 4096;
 const SLOTS: usize = 2;
 const PAYLOAD_BYTES_MAX: usize = REGISTER_BYTES_MAX + 64;
 
+/// What may be in a folder before its register is: an attempt that was cut short, and what file
+/// systems put there.
+const UNFINISHED: [&str; 3] = ["lock", "register.new", "lost+found"];
+
 const _: () = assert!(PAYLOAD_BYTES_MAX + 8 <= SLOT_BYTES, "a register fits into its slot");
 
 /// Why the register cannot be opened.
@@ -53,16 +57,29 @@ pub enum SlotsError {
          or use another --data"
     )]
     InUse(String),
+    /// The folder holds something else.
+    #[error(
+        "{folder} is not a data folder of an authority: it has no file 'register' but holds \
+         {found:?}; choose an empty or a new folder"
+    )]
+    NotARegister {
+        /// The folder.
+        folder: String,
+        /// A name that was found in it.
+        found: String,
+    },
     /// The register was there and is gone.
     #[error(
         "the authority's data folder {0} has lost its file 'register'; going on with an empty one \
-         could make a second primary: restore the folder as it was last"
+         could make a second primary: put the file back as it was last (an older copy is as \
+         dangerous as none)"
     )]
     Lost(String),
     /// Neither copy can be trusted.
     #[error(
         "both copies of the register in {folder} are damaged (first: {first}; second: {second}); \
-         guessing could make a second primary: restore the folder as it was last"
+         guessing could make a second primary: put the file 'register' back as it was last (an \
+         older copy is as dangerous as none)"
     )]
     Damaged {
         /// The folder.
@@ -101,6 +118,7 @@ impl Slots {
             let made = std::fs::create_dir(folder).and_then(|()| sync_parent(folder));
             made.map_err(place.failed("make it", "make its parent folder, or allow writing it"))?;
         }
+        place.refuse_foreign()?;
         let lock = place.lock()?;
         let created = folder.join("created");
         let path = folder.join("register");
@@ -222,6 +240,28 @@ impl Place {
     fn failed(&self, action: &str, advice: &'static str) -> impl FnOnce(io::Error) -> SlotsError {
         let (folder, action) = (self.folder.display().to_string(), action.to_owned());
         move |source| SlotsError::Folder { folder, action, source, advice }
+    }
+
+    /// Refuses a folder that holds something and no register, before anything is made in it.
+    fn refuse_foreign(&self) -> Result<(), SlotsError> {
+        let failed = || self.failed("list it", "choose a folder that this user can read");
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.folder).map_err(failed())? {
+            names.push(entry.map_err(failed())?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort_unstable();
+        let has = |wanted: &str| names.iter().any(|name| name == wanted);
+        // `created` without `register`: a lost one, not another's folder.
+        if has("register") || has("created") {
+            return Ok(());
+        }
+        match names.into_iter().find(|name| !UNFINISHED.contains(&name.as_str())) {
+            None => Ok(()),
+            Some(found) => {
+                let folder = self.folder.display().to_string();
+                Err(SlotsError::NotARegister { folder, found })
+            }
+        }
     }
 
     fn lock(&self) -> Result<File, SlotsError> {
@@ -382,6 +422,22 @@ pub mod tests {
         let folder = written(0);
         let _open = Slots::open(folder.path()).expect("opens");
         assert!(matches!(Slots::open(folder.path()), Err(SlotsError::InUse(_))));
+    }
+
+    /// A folder with something else in it is left alone; one whose making was cut short is not.
+    #[test]
+    fn a_foreign_folder_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for name in ["lock", "register.new", "format", "head"] {
+            std::fs::write(folder.path().join(name), "").expect("written");
+        }
+        let error = Slots::open(folder.path()).expect_err("it is a node's");
+        assert!(error.to_string().contains("holds \"format\""), "{error}");
+        assert!(!folder.path().join("register").exists(), "nothing was made");
+        for name in ["format", "head"] {
+            std::fs::remove_file(folder.path().join(name)).expect("removed");
+        }
+        Slots::open(folder.path()).expect("begun anew");
     }
 
     /// A register over its limit is refused, and the longest that views need fits.
