@@ -91,6 +91,11 @@ impl Connections {
         }
     }
 
+    /// How many are open.
+    pub fn count(&self) -> usize {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     fn add(self: &Arc<Self>) -> Registered {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let outbox = Arc::new(Outbox {
@@ -102,7 +107,6 @@ impl Connections {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         open.insert(number, Arc::clone(&outbox));
         self.counters.connections_accepted.add(1);
-        self.counters.connections_open.add(1);
         Registered { connections: Arc::clone(self), number, outbox }
     }
 }
@@ -118,7 +122,6 @@ impl Drop for Registered {
     fn drop(&mut self) {
         let mut open = self.connections.open.write().unwrap_or_else(PoisonError::into_inner);
         open.remove(&self.number);
-        self.connections.counters.connections_open.sub(1);
     }
 }
 
@@ -313,6 +316,20 @@ impl From<ReadError> for End {
     }
 }
 
+/// What a client did that the operator should know of, when it is told `goodbye`.
+fn refusal(goodbye: &Goodbye) -> Option<String> {
+    match goodbye {
+        Goodbye::Protocol(text) => Some(text.clone()),
+        Goodbye::OtherCluster { cluster: Some(mine) } => {
+            Some(format!("it wants another cluster, and this node is of cluster {mine}"))
+        }
+        Goodbye::OtherCluster { cluster: None } => {
+            Some("it wants a certain cluster, and this node does not know its own yet".to_owned())
+        }
+        Goodbye::ShuttingDown | Goodbye::TooManyConnections { .. } => None,
+    }
+}
+
 fn protocol(text: impl Into<String>) -> End {
     End::Goodbye(Goodbye::Protocol(text.into()))
 }
@@ -353,7 +370,7 @@ impl Clients {
         let writing = Arc::clone(&outbox);
         let mut writer = tokio::spawn(async move { writing.write_to(write).await });
         let mut reader = FrameReader::new(read, CLIENT_FRAME_BYTES_MAX);
-        let crowded = self.counters.connections_open.get() > CONNECTIONS_MAX as u64;
+        let crowded = self.connections.count() > CONNECTIONS_MAX;
         let end = if crowded {
             End::Goodbye(Goodbye::TooManyConnections { limit: CONNECTIONS_MAX })
         } else {
@@ -370,10 +387,10 @@ impl Clients {
                 writer.abort();
             }
             End::Goodbye(goodbye) => {
-                if let Goodbye::Protocol(_) | Goodbye::OtherCluster { .. } = &goodbye
+                if let Some(reason) = refusal(&goodbye)
                     && self.refusals.pass()
                 {
-                    tracing::warn!("closing the client connection from {address}: {goodbye:?}");
+                    tracing::warn!("closed the client connection from {address}: {reason}");
                 }
                 outbox.close(Some(goodbye));
                 let _ = timeout(WRITE_STALL, writer).await;

@@ -13,11 +13,6 @@ impl Counter {
         self.0.fetch_add(amount, Ordering::Relaxed);
     }
 
-    /// Takes `amount` away, from a number that also falls.
-    pub fn sub(&self, amount: u64) {
-        self.0.fetch_sub(amount, Ordering::Relaxed);
-    }
-
     /// The number now.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -35,8 +30,6 @@ pub struct Counters {
     pub busy: Counter,
     /// Client connections accepted.
     pub connections_accepted: Counter,
-    /// Client connections open now.
-    pub connections_open: Counter,
     /// Bytes of messages to other nodes.
     pub peer_bytes_sent: Counter,
     /// Bytes of messages from other nodes.

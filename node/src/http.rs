@@ -8,15 +8,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use onlyonce_wire::status::{NodeStatus, Role};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
-use crate::counters::Counters;
+use crate::authority::agent::AUTHORITY;
+use crate::clients::Connections;
+use crate::counters::{Counter, Counters};
 use crate::faults::Faults;
+use crate::peers::Peers;
 
 const CONNECTIONS_MAX: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,6 +28,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Http {
     pub status: watch::Receiver<NodeStatus>,
     pub counters: Arc<Counters>,
+    pub connections: Arc<Connections>,
+    pub peers: Arc<Peers>,
     pub faults: Arc<Faults>,
 }
 
@@ -67,20 +72,28 @@ impl Http {
     }
 
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        match (request.method(), request.uri().path()) {
-            (&Method::GET, "/healthz") => plain(StatusCode::OK, "ok\n"),
-            (&Method::GET, "/status") => {
+        // Hyper leaves the body of an answer to HEAD out.
+        let reads = [Method::GET, Method::HEAD].contains(request.method());
+        match request.uri().path() {
+            "/healthz" | "/status" | "/metrics" if !reads => not_allowed("GET, HEAD"),
+            "/healthz" => plain(StatusCode::OK, "ok\n"),
+            "/status" => {
                 let status = self.status.borrow().clone();
                 let text = serde_json::to_string(&StatusPage::from(&status))
                     .expect("a status is plain data");
                 respond(StatusCode::OK, "application/json", text + "\n")
             }
-            (&Method::GET, "/metrics") => {
-                let text = metrics(&self.status.borrow().clone(), &self.counters);
+            "/metrics" => {
+                let status = self.status.borrow().clone();
+                let text = metrics(&status, &self.counters, self.connections.count());
                 respond(StatusCode::OK, "text/plain; version=0.0.4", text)
             }
-            (&Method::POST, "/fault/partition") if self.faults.enabled() => {
-                self.partition(request.uri().query().unwrap_or_default())
+            "/fault/partition" if self.faults.enabled() => {
+                if request.method() == Method::POST {
+                    self.partition(request.uri().query().unwrap_or_default())
+                } else {
+                    not_allowed("POST")
+                }
             }
             _ => plain(StatusCode::NOT_FOUND, "not found: try /status, /metrics or /healthz\n"),
         }
@@ -95,8 +108,18 @@ impl Http {
             let usage = "usage: POST /fault/partition?peer=NAME&on=true|false\n";
             return plain(StatusCode::BAD_REQUEST, usage);
         };
-        self.faults.set(name, on == "true");
-        tracing::warn!("fault: {name} is {}", if on == "true" { "cut off" } else { "back" });
+        let on = on == "true";
+        if name != AUTHORITY && !self.peers.possible(name) {
+            let text = format!("there is no peer {name:?}\n");
+            return plain(StatusCode::NOT_FOUND, text);
+        }
+        self.faults.set(name, on);
+        tracing::warn!("fault: {name} is {}", if on { "cut off" } else { "back" });
+        // A node can be cut off before it is heard of: only its primary knows a learner.
+        if on && name != AUTHORITY && !self.peers.knows(name) {
+            let text = format!("no node {name:?} is known here yet: it will be cut off\n");
+            return plain(StatusCode::OK, text);
+        }
         plain(StatusCode::OK, "ok\n")
     }
 }
@@ -145,8 +168,15 @@ impl<'a> From<&'a NodeStatus> for StatusPage<'a> {
     }
 }
 
-fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
     respond(status, "text/plain", text)
+}
+
+fn not_allowed(methods: &'static str) -> Response<Full<Bytes>> {
+    let text = format!("this path takes {methods} only\n");
+    let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, text);
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+    response
 }
 
 fn respond(
@@ -161,42 +191,90 @@ fn respond(
 }
 
 /// Everything in the text format of Prometheus.
-fn metrics(status: &NodeStatus, counters: &Counters) -> String {
-    let mut text = String::new();
-    let role = |role: Role| u64::from(status.role == role);
-    text.push_str("# TYPE onlyonce_role gauge\n");
+fn metrics(status: &NodeStatus, counters: &Counters, connections: usize) -> String {
+    let mut text = String::from(
+        "# HELP onlyonce_role 1 for the part that the node plays, 0 for the others.\n\
+         # TYPE onlyonce_role gauge\n",
+    );
     for one in [Role::Starting, Role::Primary, Role::Backup, Role::Learner] {
-        let _ = writeln!(text, "onlyonce_role{{role=\"{}\"}} {}", one.as_str(), role(one));
+        let value = u64::from(status.role == one);
+        let _ = writeln!(text, "onlyonce_role{{role=\"{}\"}} {value}", one.as_str());
     }
-    for (name, value) in [
-        ("serving", u64::from(status.serving)),
-        ("view", status.view.0),
-        ("backups", status.backups.len() as u64),
-        ("learners", status.learners.len() as u64),
-        ("prepared_index", status.prepared),
-        ("committed_index", status.committed),
-        ("applied_index", status.applied),
-        ("sessions", status.sessions),
-        ("idempotency_keys", status.idempotency_keys),
-        ("client_connections", counters.connections_open.get()),
-    ] {
-        let _ = writeln!(text, "# TYPE onlyonce_{name} gauge\nonlyonce_{name} {value}");
+    for (name, value, help) in gauges(status, connections) {
+        metric(&mut text, name, "gauge", help, value as f64);
     }
-    let flush_seconds = counters.flush_nanoseconds.get() as f64 / 1e9;
-    for (name, value) in [
-        ("requests_total", counters.requests.get() as f64),
-        ("replies_total", counters.replies.get() as f64),
-        ("busy_refusals_total", counters.busy.get() as f64),
-        ("client_connections_total", counters.connections_accepted.get() as f64),
-        ("peer_sent_bytes_total", counters.peer_bytes_sent.get() as f64),
-        ("peer_received_bytes_total", counters.peer_bytes_received.get() as f64),
-        ("peer_messages_dropped_total", counters.peer_messages_dropped.get() as f64),
-        ("log_flushes_total", counters.flushes.get() as f64),
-        ("log_flush_seconds_total", flush_seconds),
-        ("log_records_total", counters.records.get() as f64),
-        ("checkpoints_total", counters.checkpoints.get() as f64),
-    ] {
-        let _ = writeln!(text, "# TYPE onlyonce_{name} counter\nonlyonce_{name} {value}");
+    for (name, value, help) in totals(counters) {
+        metric(&mut text, name, "counter", help, value);
     }
     text
+}
+
+fn metric(text: &mut String, name: &str, kind: &str, help: &str, value: f64) {
+    let _ = writeln!(
+        text,
+        "# HELP onlyonce_{name} {help}\n# TYPE onlyonce_{name} {kind}\nonlyonce_{name} {value}"
+    );
+}
+
+type Metric<T> = (&'static str, T, &'static str);
+
+fn gauges(status: &NodeStatus, connections: usize) -> [Metric<u64>; 10] {
+    [
+        ("serving", u64::from(status.serving), "1 while the node takes requests."),
+        ("view", status.view.0, "The newest view that the node knows."),
+        ("backups", status.backups.len() as u64, "Backups of that view."),
+        ("learners", status.learners.len() as u64, "Learners that this primary feeds."),
+        ("prepared_index", status.prepared, "The newest log index that is durable here."),
+        (
+            "committed_index",
+            status.committed,
+            "The newest log index that is durable on every replica of the view.",
+        ),
+        (
+            "applied_index",
+            status.applied,
+            "The newest log index that a checkpoint has put into the tables.",
+        ),
+        ("sessions", status.sessions, "Open sessions; 0 where the node is no primary."),
+        (
+            "idempotency_keys",
+            status.idempotency_keys,
+            "Remembered idempotency keys; 0 where the node is no primary.",
+        ),
+        ("client_connections", connections as u64, "Client connections open now."),
+    ]
+}
+
+fn totals(counters: &Counters) -> [Metric<f64>; 11] {
+    let seconds = counters.flush_nanoseconds.get() as f64 / 1e9;
+    let count = |counter: &Counter| counter.get() as f64;
+    [
+        ("requests_total", count(&counters.requests), "Requests that came from clients."),
+        ("replies_total", count(&counters.replies), "Answers to them."),
+        (
+            "busy_refusals_total",
+            count(&counters.busy),
+            "Requests refused because too many waited for the node.",
+        ),
+        (
+            "client_connections_total",
+            count(&counters.connections_accepted),
+            "Client connections that were accepted.",
+        ),
+        ("peer_sent_bytes_total", count(&counters.peer_bytes_sent), "Bytes sent to other nodes."),
+        (
+            "peer_received_bytes_total",
+            count(&counters.peer_bytes_received),
+            "Bytes that came from other nodes.",
+        ),
+        (
+            "peer_messages_dropped_total",
+            count(&counters.peer_messages_dropped),
+            "Messages to other nodes that were dropped: unreachable, over a limit, or cut off.",
+        ),
+        ("log_flushes_total", count(&counters.flushes), "Flushes of the log."),
+        ("log_flush_seconds_total", seconds, "The time that they took together."),
+        ("log_records_total", count(&counters.records), "Records that were made durable."),
+        ("checkpoints_total", count(&counters.checkpoints), "Checkpoints that ended."),
+    ]
 }

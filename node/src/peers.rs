@@ -39,6 +39,9 @@ use crate::rate_limit::RateLimit;
 
 /// The most bytes that wait for one peer.
 const QUEUE_BYTES_MAX: usize = 32 << 20;
+/// What a message takes beside its records, and a record beside its bytes.
+const MESSAGE_BYTES: usize = 512;
+const RECORD_BYTES: usize = 32;
 /// The most stores that are known at once: replicas, learners, and those they replaced.
 const PEERS_MAX: usize = 1_024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -55,9 +58,13 @@ const BACKOFF_MAX: Duration = Duration::from_millis(500);
 const GOOD_CONNECTION: Duration = Duration::from_secs(1);
 const WARN_INTERVAL: Duration = Duration::from_secs(5);
 
+// A message of the longest frame fits an empty queue.
+const _: () = assert!(QUEUE_BYTES_MAX >= PEER_FRAME_BYTES_MAX + MESSAGE_BYTES, "one frame");
+
 /// The other nodes, as this one knows them.
 pub struct Peers {
     me: Member,
+    alone: bool,
     known: RwLock<HashMap<StoreId, Arc<Peer>>>,
     core: Arc<CoreQueue>,
     status: watch::Receiver<NodeStatus>,
@@ -113,7 +120,14 @@ impl Queue {
             PeerMessage::Heartbeat { .. } | PeerMessage::Echo { .. } => {
                 self.urgent.push_back(message);
             }
-            _ => self.other.push_back(message),
+            PeerMessage::Append { .. }
+            | PeerMessage::AppendOk { .. }
+            | PeerMessage::AppendMismatch { .. }
+            | PeerMessage::HoldsCommitted { .. }
+            | PeerMessage::Join { .. }
+            | PeerMessage::FetchTail { .. }
+            | PeerMessage::Tail { .. }
+            | PeerMessage::NewerView { .. } => self.other.push_back(message),
         }
         true
     }
@@ -129,11 +143,18 @@ impl Queue {
 fn message_bytes(message: &PeerMessage) -> usize {
     let records = match message {
         PeerMessage::Append { records, .. } | PeerMessage::Tail { records, .. } => {
-            records.iter().map(|record| record.len() + 32).sum()
+            records.iter().map(|record| record.len() + RECORD_BYTES).sum()
         }
-        _ => 0,
+        PeerMessage::Heartbeat { .. }
+        | PeerMessage::Echo { .. }
+        | PeerMessage::AppendOk { .. }
+        | PeerMessage::AppendMismatch { .. }
+        | PeerMessage::HoldsCommitted { .. }
+        | PeerMessage::Join { .. }
+        | PeerMessage::FetchTail { .. }
+        | PeerMessage::NewerView { .. } => 0,
     };
-    512 + records
+    MESSAGE_BYTES + records
 }
 
 impl Peer {
@@ -156,9 +177,10 @@ impl Peer {
 }
 
 impl Peers {
-    /// Nobody is known yet; `me` is who this node says it is.
+    /// Nobody is known yet; `me` is who this node says it is, `alone` that it has no authority.
     pub fn new(
         me: Member,
+        alone: bool,
         core: Arc<CoreQueue>,
         status: watch::Receiver<NodeStatus>,
         counters: Arc<Counters>,
@@ -166,14 +188,32 @@ impl Peers {
         runtime: Handle,
     ) -> Self {
         let (known, warnings) = (RwLock::default(), RateLimit::new(WARN_INTERVAL));
-        Self { me, known, core, status, counters, faults, runtime, warnings }
+        Self { me, alone, known, core, status, counters, faults, runtime, warnings }
     }
 
     /// From now on `member` can be sent to.
     pub fn know(self: &Arc<Self>, member: Member) {
-        if let Some(peer) = self.peer(member.store) {
-            peer.addresses().told = Some(member);
+        let Some(peer) = self.peer(member.store) else { return };
+        let (store, same_name) = (member.store, member.name == self.me.name);
+        let known = peer.addresses().told.replace(member).is_some();
+        if same_name && !known {
+            tracing::warn!(
+                "another store of this cluster, {store}, has this node's name {} too: give each \
+                 node a name of its own (unless that is the store that this node had before)",
+                self.me.name
+            );
         }
+    }
+
+    /// Whether there can be another node called `name`: a node alone has no peers.
+    pub fn possible(&self, name: &str) -> bool {
+        !self.alone && name != self.me.name
+    }
+
+    /// Whether a node called `name` is known.
+    pub fn knows(&self, name: &str) -> bool {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.values().any(|peer| peer.addresses().name() == name)
     }
 
     /// Queues a message for a peer that is known. Never waits; may lose it.

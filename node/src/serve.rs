@@ -8,7 +8,6 @@
 //! ```
 
 use std::io::Write as _;
-use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -50,7 +49,6 @@ pub fn run(config: &ServeConfig) -> Result<(), ExitError> {
     let runtime = tokio_runtime()?;
     let mut signals = runtime.block_on(async { Signals::new() })?;
     let listeners = runtime.block_on(Listeners::bind(config))?;
-    make_folder(&config.data)?;
     let new_store_id = rand::random();
     let options = Options { tables_cache_bytes: config.cache_bytes, ..Options::new(new_store_id) };
     let opened = onlyonce_storage::open_dir(&config.data, &options)
@@ -124,27 +122,11 @@ impl Listeners {
     }
 }
 
-/// Makes the data folder, but not its parents: a mistyped path must not become an empty store.
-fn make_folder(folder: &Path) -> Result<(), ExitError> {
-    if folder.is_dir() {
-        return Ok(());
-    }
-    std::fs::create_dir(folder).map_err(|error| {
-        let advice = match error.kind() {
-            std::io::ErrorKind::NotFound => "make its parent folder first",
-            std::io::ErrorKind::AlreadyExists => "something that is no folder has that name",
-            _ => "check the permissions of its parent folder",
-        };
-        let folder = folder.display();
-        ExitError::Runtime(format!("cannot make the data folder {folder}: {error}; {advice}"))
-    })
-}
-
 /// A running node.
 struct Node {
     core: Arc<CoreQueue>,
     log: LogQueue,
-    counters: Arc<Counters>,
+    connections: Arc<Connections>,
     closing: watch::Sender<bool>,
     core_thread: JoinHandle<()>,
     log_thread: JoinHandle<()>,
@@ -180,7 +162,7 @@ impl Node {
         let common = Common { core, counters: Arc::default(), faults: Arc::new(faults) };
         let status = watch::Sender::new(replica.status());
         let connections = Arc::new(Connections::new(Arc::clone(&common.counters)));
-        let peers = start_peers(&common, me, &status, runtime);
+        let peers = start_peers(&common, me, config.authority.is_none(), &status, runtime);
         let clients = Clients {
             connections: Arc::clone(&connections),
             core: Arc::clone(&common.core),
@@ -193,19 +175,21 @@ impl Node {
         let http = Http {
             status: status.subscribe(),
             counters: Arc::clone(&common.counters),
+            connections: Arc::clone(&connections),
+            peers: Arc::clone(&peers),
             faults: Arc::clone(&common.faults),
         };
         let authority = config.authority.as_ref().map(|address| {
             let client = EmbeddedClient::new(address.clone());
             let (core, faults) = (Arc::clone(&common.core), Arc::clone(&common.faults));
-            Agent::start(runtime.handle(), client, core, faults)
+            Agent::start(runtime.handle(), client, core, faults, status.subscribe())
         });
         let (log, log_inbox) = LogQueue::new();
         let (checkpoints, folds) = mpsc::channel();
         let log_thread =
             start_disk_threads(&common, config, opened.log, log_inbox, opened.checkpointer, folds)?;
         let outlets = Outlets {
-            connections,
+            connections: Arc::clone(&connections),
             peers: Arc::clone(&peers),
             log: log.clone(),
             checkpoints,
@@ -218,15 +202,14 @@ impl Node {
         runtime.spawn(peers.serve(listeners.peer.listener));
         runtime.spawn(Arc::new(http).serve(listeners.http.listener));
         say(&ready);
-        let Common { core, counters, .. } = common;
-        Ok(Self { core, log, counters, closing, core_thread, log_thread })
+        Ok(Self { core: common.core, log, connections, closing, core_thread, log_thread })
     }
 
     /// Takes no more requests, finishes those that were taken, and leaves the log synced.
     fn stop(self) {
         self.closing.send_replace(true);
         let deadline = Instant::now() + DRAIN;
-        while self.counters.connections_open.get() > 0 && Instant::now() < deadline {
+        while self.connections.count() > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
         self.core.stop();
@@ -301,11 +284,13 @@ fn replica_config(config: &ServeConfig, me: Member) -> Config {
 fn start_peers(
     common: &Common,
     me: Member,
+    alone: bool,
     status: &watch::Sender<onlyonce_wire::status::NodeStatus>,
     runtime: &Runtime,
 ) -> Arc<Peers> {
     Arc::new(Peers::new(
         me,
+        alone,
         Arc::clone(&common.core),
         status.subscribe(),
         Arc::clone(&common.counters),

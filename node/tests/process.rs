@@ -254,7 +254,9 @@ fn refusals_to_start_are_precise() {
         (&["serve", "--data", &data, "--name", "n1", "--authority", "etcd://h:1"], "not supported"),
         (&["serve", "--data", &data, "--name", "n 1"], "no spaces"),
         (&["serve", "--nonsense"], "--nonsense"),
+        (&["serve", "--data", &data, "--name", "n1", "--authority", "a=h:1"], "not HOST:PORT"),
         (&["authority"], "--data"),
+        (&["authority", "--data", &data, "--listen", "foo"], "--listen \"foo\" is not HOST:PORT"),
     ];
     for (arguments, expected) in usage {
         let (code, text) = fails(&mut onced(arguments));
@@ -279,6 +281,12 @@ fn refusals_to_start_are_precise() {
         assert!(code == 1 && text.contains(expected), "{arguments:?}: {code}, {text}");
         assert_eq!(text.lines().count(), 1, "{text}");
     }
+    let (code, text) = fails(&mut onced(&["authority", "--data", &data, "--listen", any]));
+    assert!(code == 1 && text.contains("holds \"format\""), "{code}, {text}");
+
+    let mut command = onced(&["serve", "--name", "n1", "--data", &data, "--listen", any]);
+    let (_, text) = fails(command.args(["--peer", any, "--http", any]).env("ONCED_LEASE", "1"));
+    assert!(text.contains("nothing reads ONCED_LEASE"), "{text}");
 }
 
 /// Settings are printed as they would be used, and nothing is made.
@@ -392,7 +400,12 @@ fn http_is_small() {
     assert_eq!(http(address, "GET", "/healthz"), (200, "ok\n".to_owned()));
     let (code, metrics) = http(address, "GET", "/metrics");
     assert!(code == 200 && metrics.contains("onlyonce_role{role=\"primary\"} 1"), "{metrics}");
+    assert!(metrics.contains("# HELP onlyonce_view ") && metrics.contains("# TYPE onlyonce_view"));
     assert_eq!(http(address, "GET", "/").0, 404);
+    for path in ["/status", "/metrics", "/healthz"] {
+        assert_eq!(http(address, "POST", path).0, 405, "{path}");
+        assert_eq!(http(address, "HEAD", path), (200, String::new()), "{path}");
+    }
     assert_eq!(http(address, "POST", "/fault/partition?peer=n2&on=true").0, 404);
 }
 
@@ -458,7 +471,12 @@ fn partitions_can_be_asked_for() {
 
     cut(&first, "authority", true);
     assert_eq!(client.execute("l", &incr()), (Outcome::Integer(2), false));
-    assert_eq!(http(first.at("http"), "POST", "/fault/partition?peer=n2").0, 400);
+    let fault = |query: &str| http(first.at("http"), "POST", &format!("/fault/partition{query}"));
+    assert_eq!(fault("?peer=n2").0, 400);
+    assert_eq!(fault("?peer=n1&on=true").0, 404, "a node cannot be cut off from itself");
+    let (code, text) = fault("?peer=nosuch&on=true");
+    assert!(code == 200 && text.contains("no node \"nosuch\" is known"), "{text}");
+    assert_eq!(http(first.at("http"), "GET", "/fault/partition").0, 405);
     cut(&first, "authority", false);
 }
 
