@@ -38,8 +38,13 @@ impl Agent {
     ) -> Self {
         let reads = Arc::new(Reads::default());
         let (proposals, wanted) = watch::channel(None);
-        let tasks =
-            Arc::new(Tasks { authority, core, faults, status, warnings: RateLimit::new(WARN_INTERVAL) });
+        let tasks = Arc::new(Tasks {
+            authority,
+            core,
+            faults,
+            status,
+            warnings: RateLimit::new(WARN_INTERVAL),
+        });
         runtime.spawn(Arc::clone(&tasks).read(Arc::clone(&reads)));
         runtime.spawn(Arc::clone(&tasks).propose(wanted));
         runtime.spawn(tasks.watch());
