@@ -10,6 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::http;
+use crate::port;
 use crate::process::{Daemon, Exit};
 use crate::wait::wait_for;
 
@@ -157,7 +158,7 @@ impl Node {
     pub fn spawn(&mut self) {
         assert!(self.daemon.is_none(), "{} runs already", self.name);
         let address = |which: fn(&Addresses) -> SocketAddr| {
-            self.addresses.as_ref().map_or("127.0.0.1:0".to_owned(), |all| which(all).to_string())
+            self.addresses.as_ref().map_or_else(port::free_address, which).to_string()
         };
         let data = self.data.to_str().expect("temporary folders have readable names").to_owned();
         let mut arguments = vec!["serve".to_owned(), "--data".to_owned(), data];
@@ -403,7 +404,7 @@ impl Cluster {
     #[track_caller]
     pub fn start(nodes: usize, environment: Environment) -> Self {
         let folder = folder();
-        let authority = start_authority(&folder, "127.0.0.1:0");
+        let authority = start_authority(&folder, &port::free_address().to_string());
         let authority_address = authority.address("authority");
         let address = authority_address.to_string();
         let nodes = (1..=nodes).map(|number| {

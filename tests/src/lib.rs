@@ -13,6 +13,7 @@ pub mod audit;
 pub mod binaries;
 pub mod cluster;
 pub mod http;
+pub mod port;
 pub mod process;
 pub mod raw;
 pub mod seed;
