@@ -127,13 +127,15 @@ pub struct CoreThread {
     outlets: Outlets,
     taken: u64,
     published: Instant,
+    /// Whether the status says that this node serves; a change is told at once.
+    told_serving: bool,
 }
 
 impl CoreThread {
     /// Around `replica`.
     pub fn new(replica: Replica, inbox: CoreInbox, outlets: Outlets) -> Self {
         outlets.status.send_replace(replica.status());
-        Self { replica, inbox, outlets, taken: 0, published: Instant::now() }
+        Self { replica, inbox, outlets, taken: 0, published: Instant::now(), told_serving: false }
     }
 
     /// Carries out `first`, then handles events until it is told to stop.
@@ -161,7 +163,8 @@ impl CoreThread {
                     tick_after = None;
                 }
             }
-            if self.published.elapsed() >= PUBLISH {
+            let news = self.replica.is_serving() != self.told_serving;
+            if news || self.published.elapsed() >= PUBLISH {
                 self.publish();
             }
         }
@@ -201,6 +204,7 @@ impl CoreThread {
 
     fn publish(&mut self) {
         self.published = Instant::now();
+        self.told_serving = self.replica.is_serving();
         self.outlets.status.send_replace(self.replica.status());
     }
 

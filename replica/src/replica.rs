@@ -467,19 +467,24 @@ impl Replica {
         }
     }
 
+    /// Whether this node takes requests and may answer reads: an open primary with its leases.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        match &self.role {
+            Role::Primary(primary) => primary.table.is_some() && self.lease_holds(),
+            Role::Starting(_) | Role::Recovering(_) | Role::Follower(_) | Role::Stopped => false,
+        }
+    }
+
     /// What this node says about itself.
     #[must_use]
     pub fn status(&self) -> NodeStatus {
         let register = self.known.as_ref().map(|known| &known.register);
-        let (role, serving) = match &self.role {
-            Role::Starting(_) | Role::Recovering(_) | Role::Stopped => {
-                (StatusRole::Starting, false)
-            }
-            Role::Primary(primary) => {
-                (StatusRole::Primary, primary.table.is_some() && self.lease_holds())
-            }
-            Role::Follower(_) if self.is_backup() => (StatusRole::Backup, false),
-            Role::Follower(_) => (StatusRole::Learner, false),
+        let role = match &self.role {
+            Role::Starting(_) | Role::Recovering(_) | Role::Stopped => StatusRole::Starting,
+            Role::Primary(_) => StatusRole::Primary,
+            Role::Follower(_) if self.is_backup() => StatusRole::Backup,
+            Role::Follower(_) => StatusRole::Learner,
         };
         let (learners, sessions, keys) = match &self.role {
             Role::Primary(primary) => primary.counts(register),
@@ -493,7 +498,7 @@ impl Replica {
             cluster: self.cluster(),
             incarnation: self.saved.incarnation,
             role,
-            serving,
+            serving: self.is_serving(),
             view: onlyonce_wire::View(self.view().0),
             primary: register.map(|register| register.primary.name.clone()),
             primary_address: register.map(|register| register.primary.client_address.clone()),
