@@ -145,6 +145,10 @@ impl Replica {
         record: Arc<Record>,
     ) -> Result<bool, Stop> {
         let index = record.index;
+        if index < self.state.first().min(self.state.committed().next()) {
+            // Committed, folded and pruned: there is nothing left to compare it with.
+            return Ok(true);
+        }
         if index <= self.state.last().1 {
             if self.state.view_at(index)? == Some(record.view) {
                 self.note_matched(index);
@@ -155,7 +159,7 @@ impl Replica {
                 return Ok(false);
             }
             tracing::info!(from = index.0, upto = self.state.last().1.0, "cut the log's tail");
-            self.cut(Index(index.0 - 1));
+            self.cut(index.previous());
         }
         assert_eq!(index, self.state.last().1.next(), "records of an append are consecutive");
         self.persist(record);

@@ -311,6 +311,37 @@ fn a_lost_append_is_no_storm() {
     assert!(bytes < 3 << 20, "{bytes} bytes were sent again");
 }
 
+/// A late append of records that this backup has folded and pruned since is no contradiction: it
+/// must not make a healthy primary stop.
+#[test]
+fn a_late_append_of_pruned_records_accuses_nobody() {
+    let mut opened = open(MemoryDisk::new().disk(), &Options::new(1)).expect("opens");
+    let mut records = Vec::new();
+    for index in 1..=3 {
+        let entries = vec![Entry::default()];
+        let record = std::sync::Arc::new(Record::new(View(1), Index(index), Index(0), entries));
+        records.push(record.encode());
+        opened.state.stage_record(std::sync::Arc::clone(&record));
+        opened.log.append(&[record]).expect("append");
+    }
+    opened.state.note_persisted(Index(3));
+    opened.state.commit(Index(3));
+    let generation = opened.state.freeze().expect("something to fold");
+    opened.checkpointer.fold(&generation).expect("fold");
+    opened.state.note_folded(Index(3));
+    while opened.log.prune(Index(2)).expect("prune") {}
+    assert_eq!(opened.state.view_at(Index(1)).expect("a read"), None, "record 1 is gone");
+    let now = Versioned { revision: Revision(1), register: Some(register(1, 2, &[1])) };
+    let mut node = Node::on(opened, 1, now);
+    node.sent.clear();
+    let (view, previous, committed) = (View(1), Position::default(), Index(3));
+    node.hear(PeerMessage::Append { view, previous, committed, records });
+    let accused = |message: &PeerMessage| matches!(message, PeerMessage::HoldsCommitted { .. });
+    assert!(!node.sent.iter().any(accused), "{:?}", node.sent);
+    let acknowledged = PeerMessage::AppendOk { view, matched: Index(3) };
+    assert!(node.sent.contains(&acknowledged), "{:?}", node.sent);
+}
+
 /// An append whose records do not follow each other is ignored, whoever made it.
 #[test]
 fn a_malformed_append_is_ignored() {
