@@ -482,18 +482,18 @@ impl Cluster {
     pub fn wait_whole(&self) -> usize {
         wait_for("a primary that serves, with every other node as backup", BOUND, || {
             let primary = self.try_primary()?;
-            let view = self.nodes[primary].status()?;
-            if view.backups.len() + 1 < self.nodes.len() {
-                return Err(format!("{view:?}"));
-            }
-            for (place, node) in self.nodes.iter().enumerate() {
-                let status = node.status()?;
-                let role = if place == primary { "primary" } else { "backup" };
-                if status.role != role || status.view != view.view {
-                    return Err(format!("{status:?} while the primary is at {view:?}"));
+            let statuses: Vec<_> = self.nodes.iter().map(Node::status).collect();
+            let is_whole = match &statuses[primary] {
+                Ok(view) if view.backups.len() + 1 == self.nodes.len() => {
+                    statuses.iter().enumerate().all(|(place, status)| {
+                        let role = if place == primary { "primary" } else { "backup" };
+                        let follows = |it: &Status| it.role == role && it.view == view.view;
+                        status.as_ref().is_ok_and(follows)
+                    })
                 }
-            }
-            Ok(primary)
+                Ok(_) | Err(_) => false,
+            };
+            if is_whole { Ok(primary) } else { Err(format!("{statuses:#?}")) }
         })
     }
 

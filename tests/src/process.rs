@@ -202,13 +202,15 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        let ended = self.child.try_wait().ok().flatten();
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
             let stderr = self.stderr();
             let lines: Vec<_> = stderr.lines().collect();
             let shown = lines[lines.len().saturating_sub(60)..].join("\n  ");
-            println!("--- {} (pid {}) said:\n  {shown}", self.name, self.child.id());
+            let state = ended.map_or("ran".to_owned(), |status| format!("had ended: {status}"));
+            println!("--- {} (pid {}, {state}) said:\n  {shown}", self.name, self.child.id());
         }
     }
 }
