@@ -1,12 +1,16 @@
-//! The thread that folds frozen generations into the tables, and drops them afterwards: freeing all
-//! their rows takes longer than the core may be held up.
+//! The thread that works on the tables: it folds frozen generations, reads rows for a learner's
+//! snapshot, and builds the store of a snapshot that comes in. One thing at a time, so that rows are
+//! never read while they are folded. It also drops folded generations: freeing all their rows takes
+//! longer than the core may be held up.
 
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
-use onlyonce_replica::Event;
-use onlyonce_storage::{Checkpointer, Generation};
+use bytes::Bytes;
+use onlyonce_replica::{Event, PIECE_BYTES, SnapshotId};
+use onlyonce_storage::{Checkpointer, Cursor, Entry, Generation, Incoming, Mark, OpenError};
+use tokio::sync::Notify;
 
 use crate::core_thread::CoreQueue;
 use crate::counters::Counters;
@@ -19,32 +23,85 @@ pub enum Work {
     Fold(Generation),
     /// Drop: nobody reads it any more.
     Release(Generation),
+    /// Read rows; ends in `Event::RowsRead`.
+    ReadRows { id: SnapshotId, from: Cursor },
+    /// Fold a piece into the store that is being built; ends in `Event::Received`.
+    Receive { id: SnapshotId, number: u64, entry: Entry },
+    /// Put that store in the place of this one; ends in a new start of the node.
+    Install { end: Mark, state: Bytes },
 }
 
-/// Folds until no more work comes.
-pub fn run(
-    mut checkpointer: Checkpointer,
-    work: &Receiver<Work>,
-    core: &Arc<CoreQueue>,
-    counters: &Arc<Counters>,
-    watched: &Watched,
-) {
-    while let Ok(work) = work.recv() {
-        let generation = match work {
-            Work::Fold(generation) => generation,
-            Work::Release(generation) => {
-                drop(generation);
-                continue;
+/// The tables and those who are told about them.
+pub struct CheckpointThread {
+    pub checkpointer: Checkpointer,
+    pub work: Receiver<Work>,
+    pub core: Arc<CoreQueue>,
+    pub counters: Arc<Counters>,
+    pub watched: Arc<Watched>,
+    /// Told when the node is to begin anew on another store.
+    pub replaced: Arc<Notify>,
+}
+
+impl CheckpointThread {
+    /// Works until no more work comes.
+    pub fn run(self) {
+        let mut incoming = None;
+        while let Ok(work) = self.work.recv() {
+            let underway = self.watched.begin();
+            match work {
+                Work::Fold(generation) => self.fold(&generation),
+                Work::Release(generation) => drop(generation),
+                Work::ReadRows { id, from } => self.read_rows(id, &from),
+                Work::Receive { id, number, entry } => {
+                    self.receive(&mut incoming, number, &entry)
+                        .unwrap_or_else(|error| exit::stop(&format!("a snapshot failed: {error}")));
+                    self.counters.snapshot_bytes_received.add(entry.bytes() as u64);
+                    self.core.send(Event::Received { id, number });
+                }
+                Work::Install { end, state } => {
+                    let built = incoming.take().expect("piece 0 came first");
+                    if let Err(error) = built.finish(end, state) {
+                        exit::stop(&format!("a snapshot could not be installed: {error}"));
+                    }
+                    self.replaced.notify_one();
+                }
             }
-        };
+            drop(underway);
+        }
+    }
+
+    fn fold(&self, generation: &Generation) {
         let began = Instant::now();
-        let underway = watched.begin();
-        if let Err(error) = checkpointer.fold(&generation) {
+        if let Err(error) = self.checkpointer.fold(generation) {
             exit::stop(&format!("a checkpoint failed: {error}"));
         }
-        drop(underway);
-        counters.checkpoints.add(1);
+        self.counters.checkpoints.add(1);
         tracing::debug!("a checkpoint took {} ms", began.elapsed().as_millis());
-        core.send(Event::Checkpointed);
+        self.core.send(Event::Checkpointed);
+    }
+
+    fn read_rows(&self, id: SnapshotId, from: &Cursor) {
+        match self.checkpointer.read_rows(from, PIECE_BYTES) {
+            Ok(rows) => {
+                self.counters.snapshot_bytes_read.add(rows.entry.bytes() as u64);
+                self.core.send(Event::RowsRead { id, rows });
+            }
+            Err(error) => exit::stop(&format!("the rows of a snapshot cannot be read: {error}")),
+        }
+    }
+
+    fn receive(
+        &self,
+        incoming: &mut Option<Incoming>,
+        number: u64,
+        entry: &Entry,
+    ) -> Result<(), OpenError> {
+        if number == 0 {
+            // The files of an earlier attempt are removed: nobody may have them open.
+            *incoming = None;
+            *incoming = Some(self.checkpointer.begin_incoming()?);
+        }
+        let incoming = incoming.as_mut().expect("piece 0 came first");
+        Ok(incoming.fold(entry)?)
     }
 }

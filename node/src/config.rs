@@ -84,6 +84,8 @@ settings! {
     checkpoint_interval_ms: u64,
     /// How much of the log stays below the checkpoint, for nodes that come back.
     log_tail_bytes: usize,
+    /// How much of it stays for a learner that is catching up.
+    log_pin_bytes: usize,
 }
 
 /// How log lines look.
@@ -157,6 +159,7 @@ impl Settings {
             checkpoint_bytes: Some(32 << 20),
             checkpoint_interval_ms: Some(milliseconds(timing.checkpoint_interval)),
             log_tail_bytes: Some(256 << 20),
+            log_pin_bytes: Some(1 << 30),
             ..Self::default()
         }
     }
@@ -210,6 +213,7 @@ pub struct ServeConfig {
     pub cache_bytes: u64,
     pub checkpoint_bytes: usize,
     pub log_tail_bytes: usize,
+    pub log_pin_bytes: usize,
 }
 
 impl ServeConfig {
@@ -238,6 +242,7 @@ impl ServeConfig {
             cache_bytes: settings.cache_bytes.unwrap_or_default(),
             checkpoint_bytes: settings.checkpoint_bytes.unwrap_or_default(),
             log_tail_bytes: settings.log_tail_bytes.unwrap_or_default(),
+            log_pin_bytes: settings.log_pin_bytes.unwrap_or_default(),
         };
         config.check_names()?;
         config.check_sizes()?;

@@ -230,6 +230,15 @@ impl CoreThread {
                 Effect::Release(generation) => {
                     let _ = outlets.checkpoints.send(Work::Release(generation));
                 }
+                Effect::ReadRows { id, from } => {
+                    let _ = outlets.checkpoints.send(Work::ReadRows { id, from });
+                }
+                Effect::Receive { id, number, entry } => {
+                    let _ = outlets.checkpoints.send(Work::Receive { id, number, entry });
+                }
+                Effect::Install { end, state } => {
+                    let _ = outlets.checkpoints.send(Work::Install { end, state });
+                }
                 Effect::Stop(reason) => exit::stop(&reason),
             }
         }

@@ -44,6 +44,10 @@ pub struct Counters {
     pub records: Counter,
     /// Checkpoints that ended.
     pub checkpoints: Counter,
+    /// Bytes of rows read for learners' snapshots.
+    pub snapshot_bytes_read: Counter,
+    /// Bytes of snapshots written here.
+    pub snapshot_bytes_received: Counter,
 }
 
 impl Counters {

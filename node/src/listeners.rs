@@ -6,10 +6,19 @@ use tokio::net::TcpListener;
 
 use crate::exit::ExitError;
 
-/// A socket that listens, and where.
+/// A socket that listens, and where. It outlives the runtimes that accept from it.
 pub struct Listening {
-    pub listener: TcpListener,
+    listener: std::net::TcpListener,
     pub address: SocketAddr,
+}
+
+impl Listening {
+    /// The socket, for the runtime that this is called in.
+    pub fn listener(&self) -> Result<TcpListener, ExitError> {
+        let listener = self.listener.try_clone().and_then(TcpListener::from_std);
+        let address = self.address;
+        listener.map_err(|error| ExitError::Runtime(format!("cannot listen at {address}: {error}")))
+    }
 }
 
 /// Listens at `address` (host:port; port 0 takes any), given with `flag`.
@@ -27,5 +36,6 @@ pub async fn listen(flag: &str, address: &str) -> Result<Listening, ExitError> {
     };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
+    let listener = listener.into_std().map_err(failed)?;
     Ok(Listening { listener, address })
 }

@@ -127,6 +127,8 @@ impl Queue {
             | PeerMessage::Join { .. }
             | PeerMessage::FetchTail { .. }
             | PeerMessage::Tail { .. }
+            | PeerMessage::Snapshot { .. }
+            | PeerMessage::SnapshotOk { .. }
             | PeerMessage::NewerView { .. } => self.other.push_back(message),
         }
         true
@@ -145,8 +147,10 @@ fn message_bytes(message: &PeerMessage) -> usize {
         PeerMessage::Append { records, .. } | PeerMessage::Tail { records, .. } => {
             records.iter().map(|record| record.len() + RECORD_BYTES).sum()
         }
+        PeerMessage::Snapshot { piece, .. } => piece.bytes(),
         PeerMessage::Heartbeat { .. }
         | PeerMessage::Echo { .. }
+        | PeerMessage::SnapshotOk { .. }
         | PeerMessage::AppendOk { .. }
         | PeerMessage::AppendMismatch { .. }
         | PeerMessage::HoldsCommitted { .. }

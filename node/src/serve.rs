@@ -12,17 +12,19 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use onlyonce_replica::{Config, Effect, Mode, Replica};
-use onlyonce_storage::{LogWriter, Opened, Options};
+use onlyonce_replica::{Config, Effect, Mode, PIECE_BYTES, Replica};
+use onlyonce_storage::{Checkpointer, LogWriter, Opened, Options};
 use onlyonce_wire::StoreId;
 use onlyonce_wire::authority::Member;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::authority::agent::Agent;
 use crate::authority::client::EmbeddedClient;
+use crate::checkpoint_thread::{CheckpointThread, Work};
 use crate::clients::{Clients, Connections};
+use crate::clock;
 use crate::config::ServeConfig;
 use crate::core_thread::{CoreInbox, CoreQueue, CoreThread, Outlets, core_queue};
 use crate::counters::Counters;
@@ -35,29 +37,52 @@ use crate::peers::Peers;
 use crate::rate_limit::RateLimit;
 use crate::warm::Warmer;
 use crate::watchdog::{self, Watched};
-use crate::{checkpoint_thread, clock};
 
 /// How long requests that were taken may still run after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(2);
-const WORKERS: usize = 2;
+/// The threads of a runtime for sockets.
+pub const WORKERS: usize = 2;
 /// How many times `flush_timeout` a whole checkpoint may take.
 const FOLD_FLUSHES: u32 = 30;
 
 /// Runs a node until SIGTERM or SIGINT.
 pub fn run(config: &ServeConfig) -> Result<(), ExitError> {
     allow_many_files();
-    let runtime = tokio_runtime()?;
-    let mut signals = runtime.block_on(async { Signals::new() })?;
-    let listeners = runtime.block_on(Listeners::bind(config))?;
-    let new_store_id = rand::random();
-    let options = Options { tables_cache_bytes: config.cache_bytes, ..Options::new(new_store_id) };
-    let opened = onlyonce_storage::open_dir(&config.data, &options)
-        .map_err(|error| ExitError::Runtime(error.to_string()))?;
-    let node = Node::start(config, &runtime, listeners, opened)?;
-    let name = runtime.block_on(signals.wait());
-    tracing::info!("{name}: shutting down");
-    node.stop();
-    Ok(())
+    // Signals and listening sockets outlive a change of the store.
+    let outer = tokio_runtime(1)?;
+    let mut signals = outer.block_on(async { Signals::new() })?;
+    let mut surroundings = Surroundings {
+        listeners: outer.block_on(Listeners::bind(config))?,
+        counters: Arc::default(),
+        faults: Arc::new(Faults::new(std::env::var("ONCED_FAULTS").is_ok_and(|on| on == "1"))),
+        replaced: Arc::default(),
+        is_ready: false,
+    };
+    loop {
+        let new_store_id = rand::random();
+        let options =
+            Options { tables_cache_bytes: config.cache_bytes, ..Options::new(new_store_id) };
+        let opened = onlyonce_storage::open_dir(&config.data, &options)
+            .map_err(|error| ExitError::Runtime(error.to_string()))?;
+        let runtime = tokio_runtime(WORKERS)?;
+        let node = Node::start(config, &runtime, &mut surroundings, opened)?;
+        let replaced = Arc::clone(&surroundings.replaced);
+        let signal = outer.block_on(async {
+            tokio::select! {
+                name = signals.wait() => Some(name),
+                () = replaced.notified() => None,
+            }
+        });
+        if let Some(name) = signal {
+            tracing::info!("{name}: shutting down");
+            node.stop(true);
+            return Ok(());
+        }
+        tracing::info!("begin anew on the store that a snapshot made");
+        node.stop(false);
+        // With its tasks goes the last that had the old store open.
+        runtime.shutdown_timeout(DRAIN);
+    }
 }
 
 /// Raises the limit on open files to what the system allows: each connection is one.
@@ -71,9 +96,9 @@ fn allow_many_files() {
 }
 
 /// A runtime for sockets only.
-pub fn tokio_runtime() -> Result<Runtime, ExitError> {
+pub fn tokio_runtime(workers: usize) -> Result<Runtime, ExitError> {
     tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKERS)
+        .worker_threads(workers)
         .thread_name("sockets")
         .enable_all()
         .build()
@@ -122,6 +147,17 @@ impl Listeners {
     }
 }
 
+/// What stays when a node begins anew on another store.
+struct Surroundings {
+    listeners: Listeners,
+    counters: Arc<Counters>,
+    faults: Arc<Faults>,
+    /// Told when the store was replaced.
+    replaced: Arc<Notify>,
+    /// Whether the ready line was said.
+    is_ready: bool,
+}
+
 /// A running node.
 struct Node {
     core: Arc<CoreQueue>,
@@ -129,7 +165,12 @@ struct Node {
     connections: Arc<Connections>,
     closing: watch::Sender<bool>,
     core_thread: JoinHandle<()>,
-    log_thread: JoinHandle<()>,
+    disk_threads: DiskThreads,
+}
+
+struct DiskThreads {
+    log: JoinHandle<()>,
+    checkpoint: JoinHandle<()>,
 }
 
 /// What every part of the node uses.
@@ -143,11 +184,13 @@ impl Node {
     fn start(
         config: &ServeConfig,
         runtime: &Runtime,
-        listeners: Listeners,
+        surroundings: &mut Surroundings,
         opened: Opened,
     ) -> Result<Self, ExitError> {
-        let me = member(config, &listeners, StoreId(opened.store_id))?;
-        let ready = ready_line(&me, &listeners);
+        let _context = runtime.enter();
+        let listeners = &surroundings.listeners;
+        let me = member(config, listeners, StoreId(opened.store_id))?;
+        let ready = ready_line(&me, listeners);
         let warmer = Warmer::new(opened.state.toucher());
         let (replica, first) = Replica::new(
             replica_config(config, me.clone()),
@@ -158,8 +201,11 @@ impl Node {
         .map_err(|error| ExitError::Runtime(error.to_string()))?;
 
         let (core, inbox) = core_queue();
-        let faults = Faults::new(std::env::var("ONCED_FAULTS").is_ok_and(|on| on == "1"));
-        let common = Common { core, counters: Arc::default(), faults: Arc::new(faults) };
+        let common = Common {
+            core,
+            counters: Arc::clone(&surroundings.counters),
+            faults: Arc::clone(&surroundings.faults),
+        };
         let status = watch::Sender::new(replica.status());
         let connections = Arc::new(Connections::new(Arc::clone(&common.counters)));
         let peers = start_peers(&common, me, config.authority.is_none(), &status, runtime);
@@ -185,9 +231,13 @@ impl Node {
             Agent::start(runtime.handle(), client, core, faults, status.subscribe())
         });
         let (log, log_inbox) = LogQueue::new();
-        let (checkpoints, folds) = mpsc::channel();
-        let log_thread =
-            start_disk_threads(&common, config, opened.log, log_inbox, opened.checkpointer, folds)?;
+        let (checkpoints, work) = mpsc::channel();
+        let tables = Tables {
+            checkpointer: opened.checkpointer,
+            work,
+            replaced: Arc::clone(&surroundings.replaced),
+        };
+        let disk_threads = start_disk_threads(&common, config, opened.log, log_inbox, tables)?;
         let outlets = Outlets {
             connections: Arc::clone(&connections),
             peers: Arc::clone(&peers),
@@ -198,24 +248,30 @@ impl Node {
         };
         let core_thread = start_core(replica, inbox, outlets, first)?;
         let closing = watch::Sender::new(false);
-        runtime.spawn(Arc::new(clients).serve(listeners.client.listener, closing.subscribe()));
-        runtime.spawn(peers.serve(listeners.peer.listener));
-        runtime.spawn(Arc::new(http).serve(listeners.http.listener));
-        say(&ready);
-        Ok(Self { core: common.core, log, connections, closing, core_thread, log_thread })
+        runtime.spawn(Arc::new(clients).serve(listeners.client.listener()?, closing.subscribe()));
+        runtime.spawn(peers.serve(listeners.peer.listener()?));
+        runtime.spawn(Arc::new(http).serve(listeners.http.listener()?));
+        if !std::mem::replace(&mut surroundings.is_ready, true) {
+            say(&ready);
+        }
+        Ok(Self { core: common.core, log, connections, closing, core_thread, disk_threads })
     }
 
-    /// Takes no more requests, finishes those that were taken, and leaves the log synced.
-    fn stop(self) {
+    /// Takes no more requests, finishes those that were taken (if they are to be drained), and
+    /// leaves the log synced and nothing of the store in use by a thread.
+    fn stop(self, drain: bool) {
         self.closing.send_replace(true);
         let deadline = Instant::now() + DRAIN;
-        while self.connections.count() > 0 && Instant::now() < deadline {
+        while drain && self.connections.count() > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
         self.core.stop();
         self.core_thread.join().expect("a panic aborts the process");
         self.log.finish();
-        self.log_thread.join().expect("a panic aborts the process");
+        let DiskThreads { log, checkpoint } = self.disk_threads;
+        for thread in [log, checkpoint] {
+            thread.join().expect("a panic aborts the process");
+        }
     }
 }
 
@@ -277,6 +333,8 @@ fn replica_config(config: &ServeConfig, me: Member) -> Config {
         timing: config.timing,
         seed: rand::random(),
         log_tail_bytes: config.log_tail_bytes,
+        log_pin_bytes: config.log_pin_bytes,
+        piece_bytes: PIECE_BYTES,
         checkpoint_bytes: config.checkpoint_bytes,
     }
 }
@@ -308,28 +366,37 @@ fn start_core(
     spawn("core", move || CoreThread::new(replica, inbox, outlets).run(first))
 }
 
-/// Starts the log, the checkpoint and the watchdog thread; returns the log's.
+/// What the checkpoint thread owns.
+struct Tables {
+    checkpointer: Checkpointer,
+    work: mpsc::Receiver<Work>,
+    replaced: Arc<Notify>,
+}
+
+/// Starts the log, the checkpoint and the watchdog thread.
 fn start_disk_threads(
     common: &Common,
     config: &ServeConfig,
     log: LogWriter,
     inbox: LogInbox,
-    checkpointer: onlyonce_storage::Checkpointer,
-    folds: mpsc::Receiver<checkpoint_thread::Work>,
-) -> Result<JoinHandle<()>, ExitError> {
+    tables: Tables,
+) -> Result<DiskThreads, ExitError> {
     let log_watched = Watched::new("log", config.flush_timeout);
     // A checkpoint is many flushes, with pauses; its disk is the log's, which is watched closely.
     let fold_watched = Watched::new("checkpoint", config.flush_timeout * FOLD_FLUSHES);
-    let watched = [Arc::clone(&log_watched), Arc::clone(&fold_watched)];
+    let watched = [Arc::downgrade(&log_watched), Arc::downgrade(&fold_watched)];
     let (core, counters) = (Arc::clone(&common.core), Arc::clone(&common.counters));
-    spawn("checkpoint", move || {
-        checkpoint_thread::run(checkpointer, &folds, &core, &counters, &fold_watched);
+    let Tables { checkpointer, work, replaced } = tables;
+    let checkpoint = spawn("checkpoint", move || {
+        CheckpointThread { checkpointer, work, core, counters, watched: fold_watched, replaced }
+            .run();
+    })?;
+    let (core, counters) = (Arc::clone(&common.core), Arc::clone(&common.counters));
+    let log = spawn("log", move || {
+        LogThread { log, inbox, core, counters, watched: log_watched }.run();
     })?;
     spawn("watchdog", move || watchdog::run(&watched))?;
-    let (core, counters) = (Arc::clone(&common.core), Arc::clone(&common.counters));
-    spawn("log", move || {
-        LogThread { log, inbox, core, counters, watched: log_watched }.run();
-    })
+    Ok(DiskThreads { log, checkpoint })
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, ExitError> {

@@ -1,8 +1,8 @@
 //! Stops the process when a flush takes longer than a flush may: a disk that hangs must not leave
 //! a node that looks alive (P6).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crate::exit;
@@ -35,9 +35,11 @@ impl Watched {
         Underway(self)
     }
 
-    fn overdue(&self) -> bool {
+    /// The deadline of the operation under way, if that is over.
+    fn overdue(&self) -> Option<u64> {
         let deadline_ms = self.deadline_ms.load(Ordering::Acquire);
-        deadline_ms != 0 && self.epoch.elapsed().as_millis() as u64 > deadline_ms
+        let is_over = deadline_ms != 0 && self.epoch.elapsed().as_millis() as u64 > deadline_ms;
+        is_over.then_some(deadline_ms)
     }
 }
 
@@ -47,20 +49,29 @@ impl Drop for Underway<'_> {
     }
 }
 
-/// Watches until the process ends.
-pub fn run(threads: &[Arc<Watched>]) {
-    let shortest = threads.iter().map(|watched| watched.limit).min().unwrap_or_default();
-    let pause = (shortest / 10).clamp(Duration::from_millis(10), Duration::from_millis(500));
+/// Watches until the threads have ended.
+///
+/// A thread is given up only when the very same operation is overdue at two looks: after a pause of
+/// the whole process the thread may just not have come to say that it is done.
+pub fn run(threads: &[Weak<Watched>]) {
+    let mut suspected: Vec<(&str, Duration, u64)> = Vec::new();
     loop {
-        std::thread::sleep(pause);
-        if let Some(watched) = threads.iter().find(|watched| watched.overdue()) {
+        let running: Vec<_> = threads.iter().filter_map(Weak::upgrade).collect();
+        let Some(shortest) = running.iter().map(|watched| watched.limit).min() else { return };
+        let overdue = running.iter().filter_map(|watched| Some((watched, watched.overdue()?)));
+        let overdue: Vec<_> =
+            overdue.map(|(watched, deadline)| (watched.thread, watched.limit, deadline)).collect();
+        if let Some((thread, limit, _)) = overdue.iter().find(|one| suspected.contains(one)) {
             exit::stop(&format!(
-                "the {} thread has waited over {} ms for the disk (see flush_timeout_ms): \
+                "the {thread} thread has waited over {} ms for the disk (see flush_timeout_ms): \
                  what reached it is unknown; check the disk, then start again",
-                watched.thread,
-                watched.limit.as_millis(),
+                limit.as_millis(),
             ));
         }
+        suspected = overdue;
+        drop(running);
+        let pause = (shortest / 10).clamp(Duration::from_millis(10), Duration::from_millis(500));
+        std::thread::sleep(pause);
     }
 }
 
@@ -72,13 +83,13 @@ mod tests {
     #[test]
     fn only_a_long_operation_is_overdue() {
         let watched = Watched::new("test", Duration::ZERO);
-        assert!(!watched.overdue());
+        assert_eq!(watched.overdue(), None);
         std::thread::sleep(Duration::from_millis(2));
         let underway = watched.begin();
-        while !watched.overdue() {
+        while watched.overdue().is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }
         drop(underway);
-        assert!(!watched.overdue());
+        assert_eq!(watched.overdue(), None);
     }
 }

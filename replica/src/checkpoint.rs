@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use onlyonce_storage::{Index, Record};
 
+use crate::config::Config;
 use crate::event::{Effect, Moment};
 use crate::replica::Replica;
 
@@ -33,11 +34,15 @@ impl Checkpointing {
         self.tail_bytes += record.bytes();
     }
 
-    /// The newest index that may leave the log so that `keep` bytes of records stay.
-    fn prunable(&mut self, keep: usize) -> Index {
-        while let Some((index, bytes)) = self.tail.front().copied()
-            && self.tail_bytes - bytes >= keep
-        {
+    /// The newest index that may leave the log so that `keep` bytes of records stay, or `pinned`
+    /// bytes if those after `pin` are needed.
+    fn prunable(&mut self, keep: usize, pin: Option<Index>, pinned: usize) -> Index {
+        while let Some((index, bytes)) = self.tail.front().copied() {
+            let is_pinned = pin.is_some_and(|pin| index > pin);
+            let keep = if is_pinned { keep.max(pinned) } else { keep };
+            if self.tail_bytes - bytes < keep {
+                break;
+            }
             self.tail.pop_front();
             self.tail_bytes -= bytes;
             self.pruned = index;
@@ -70,8 +75,9 @@ impl Replica {
         let upto = self.checkpointing.folding.take().expect("a checkpoint that ends was begun");
         let generation = self.state.note_folded(upto);
         self.effects.push(Effect::Release(generation));
-        let keep = self.config.log_tail_bytes;
-        let prunable = self.checkpointing.prunable(keep).min(upto);
+        let pin = self.log_pin();
+        let Config { log_tail_bytes, log_pin_bytes, .. } = self.config;
+        let prunable = self.checkpointing.prunable(log_tail_bytes, pin, log_pin_bytes).min(upto);
         if prunable >= self.state.first() {
             self.effects.push(Effect::Prune { upto: prunable });
         }

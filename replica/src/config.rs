@@ -31,6 +31,10 @@ pub struct Config {
     pub seed: u128,
     /// How many bytes of records below the checkpoint stay in the log, for nodes that come back.
     pub log_tail_bytes: usize,
+    /// How many bytes of records stay in the log while a learner that is catching up needs them.
+    pub log_pin_bytes: usize,
+    /// About how many bytes a piece of a snapshot has.
+    pub piece_bytes: usize,
     /// How many committed bytes make a checkpoint due.
     pub checkpoint_bytes: usize,
 }

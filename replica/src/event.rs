@@ -7,6 +7,7 @@
 //! - `Persist`, `Cut`, `Save` and `Prune` pass through **one** queue. Each of the first three ends
 //!   in its event ([`Event::Persisted`], or [`Event::Saved`] for the other two), in the same order,
 //!   and only when it is durable. Nothing that rests on one of them is sent before its event.
+//! - `Checkpoint`, `ReadRows`, `Receive` and `Install` pass through another queue, one at a time.
 //! - `Send` may lose, repeat or reorder messages; the core repeats what matters.
 //! - `Propose` and `ReadRegister` may stay without an answer; the core asks again.
 
@@ -14,12 +15,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use onlyonce_storage::{Generation, Index, Record};
+use onlyonce_storage::{Cursor, Entry, Generation, Index, Mark, Record, Rows};
 use onlyonce_wire::authority::{Member, Register, Revision, Versioned};
 use onlyonce_wire::client::{Answer, Request};
 use onlyonce_wire::{CallId, ProposalId, StoreId};
 
-use crate::message::PeerMessage;
+use crate::message::{PeerMessage, SnapshotId};
 
 /// A moment of the local clock that goes on during suspension (`CLOCK_BOOTTIME`), in nanoseconds.
 ///
@@ -105,6 +106,20 @@ pub enum Event {
     },
     /// The generation of the last `Checkpoint` is folded, durably.
     Checkpointed,
+    /// Rows that `ReadRows` asked for.
+    RowsRead {
+        /// As asked.
+        id: SnapshotId,
+        /// The rows.
+        rows: Rows,
+    },
+    /// A piece that `Receive` gave is written.
+    Received {
+        /// The snapshot.
+        id: SnapshotId,
+        /// The piece.
+        number: u64,
+    },
     /// Every queued event was handled: the open record may be closed.
     Drained,
     /// Some time passed (at most a few milliseconds).
@@ -171,6 +186,32 @@ pub enum Effect {
     Checkpoint(Generation),
     /// Drop a folded generation, best on another thread: that frees all its rows.
     Release(Generation),
+    /// Read rows of the tables for a snapshot, while no checkpoint folds; about
+    /// [`Config::piece_bytes`](crate::Config::piece_bytes). Ends in [`Event::RowsRead`].
+    ReadRows {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Where to begin.
+        from: Cursor,
+    },
+    /// Fold a piece of a snapshot into the store that is being built beside this one; piece 0 begins
+    /// a new, empty one. Ends in [`Event::Received`].
+    Receive {
+        /// The snapshot.
+        id: SnapshotId,
+        /// The piece.
+        number: u64,
+        /// Its effects.
+        entry: Entry,
+    },
+    /// The store that is being built is complete. Put it in this one's place and begin anew on it:
+    /// this replica does nothing more.
+    Install {
+        /// The place in the log that its state is of.
+        end: Mark,
+        /// The replication state, for the new head.
+        state: Bytes,
+    },
     /// Stop the process with this message and a non-zero exit: going on could break a promise.
     Stop(String),
 }

@@ -17,11 +17,12 @@ use onlyonce_wire::authority::{Register, Revision};
 use crate::event::Moment;
 use crate::message::{PeerMessage, Position};
 use crate::replica::{Replica, Role, Stop, decode_records, view_of};
+use crate::snapshot::Receiving;
 
 /// What a follower knows beside its log. It lives as long as one view.
 pub(crate) struct Follower {
     /// Up to here this log equals the primary's, which said so in this view.
-    matched: Index,
+    pub(crate) matched: Index,
     /// The highest index acknowledged in this view.
     acknowledged: Option<Index>,
     /// What the primary says is committed; this node takes it as far as it has matched.
@@ -32,6 +33,8 @@ pub(crate) struct Follower {
     jitter: Duration,
     heard: Moment,
     joined: Moment,
+    /// A snapshot on its way here.
+    pub(crate) receiving: Option<Receiving>,
 }
 
 impl Follower {
@@ -44,6 +47,7 @@ impl Follower {
             jitter,
             heard: now,
             joined: Moment::default(),
+            receiving: None,
         }
     }
 }
@@ -51,7 +55,7 @@ impl Follower {
 impl Replica {
     /// Whether `from` speaks as the primary of the view that this follower is in. Who speaks for an
     /// older view is told of the newer one.
-    fn is_from_my_primary(&mut self, from: StoreId, view: View) -> bool {
+    pub(crate) fn is_from_my_primary(&mut self, from: StoreId, view: View) -> bool {
         let Some(known) = &self.known else { return false };
         if view < view_of(&known.register) {
             let (register, revision) = (known.register.clone(), known.revision);
@@ -208,7 +212,8 @@ impl Replica {
         let stuck = self.flush_is_stuck();
         let Role::Follower(follower) = &mut self.role else { return };
         let silent = now.since(follower.heard) > timing.resend;
-        let unmatched = follower.matched == Index::ZERO;
+        let receives = follower.receiving.as_ref().is_some_and(|it| !it.is_silent(now, &timing));
+        let unmatched = follower.matched == Index::ZERO && !receives;
         if (silent || unmatched) && now.since(follower.joined) > timing.resend {
             follower.joined = now;
             self.join();

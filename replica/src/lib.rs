@@ -42,9 +42,11 @@ mod replica;
 mod requests;
 mod rows;
 mod saved;
+mod snapshot;
 mod views;
 
 pub use config::{Config, DRIFT_PER_MILLE, Mode, Timing};
 pub use event::{Effect, Event, Moment, ProposalResult, ReadId, ReplyTo};
-pub use message::{PeerHello, PeerMessage, Position};
+pub use limits::PIECE_BYTES;
+pub use message::{PeerHello, PeerMessage, Piece, Position, SnapshotId};
 pub use replica::{Replica, StartError, Stop};

@@ -20,6 +20,8 @@ pub(crate) const REMEMBERED_MAX: usize = 64;
 pub(crate) const APPEND_BYTES_MAX: usize = 1 << 20;
 /// The most bytes of records in one `Tail`, but always at least one record.
 pub(crate) const FETCHED_BYTES_MAX: usize = 1 << 20;
+/// About how many bytes a piece of a snapshot has: what the primary reads at a time.
+pub const PIECE_BYTES: usize = 256 << 10;
 /// The most bytes of a message beside its records.
 const MESSAGE_HEADER_BYTES: usize = 4 << 10;
 /// The most bytes of an entry's duplicate rows beside the reply: the session's row, and the deletion
@@ -36,6 +38,10 @@ const _: () = {
     assert!(
         storage::RECORD_BYTES_MAX + MESSAGE_HEADER_BYTES <= wire::PEER_FRAME_BYTES_MAX,
         "the largest record fits a frame"
+    );
+    assert!(
+        PIECE_BYTES + wire::ENTRY_BYTES_MAX + wire::REPLY_BYTES_MAX <= storage::RECORD_BYTES_MAX,
+        "the last row of a piece of a snapshot fits, as a record does"
     );
     assert!(
         APPEND_BYTES_MAX + MESSAGE_HEADER_BYTES <= wire::PEER_FRAME_BYTES_MAX,

@@ -1,7 +1,7 @@
 //! The messages between nodes. `docs/replication.md` says when each is sent and what it means.
 
 use bytes::Bytes;
-use onlyonce_storage::{Index, View};
+use onlyonce_storage::{Index, Mark, View};
 use onlyonce_wire::authority::{Member, Register, Revision};
 use onlyonce_wire::{ClusterId, Incarnation};
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,30 @@ pub struct Position {
     pub view: View,
     /// Its index.
     pub index: Index,
+}
+
+/// One attempt to send one snapshot. Random.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SnapshotId(pub u128);
+
+/// A part of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Piece {
+    /// An encoded entry: its effects follow those of the piece before.
+    Effects(Bytes),
+    /// The snapshot is complete; its state is that of this place in the log.
+    End(Mark),
+}
+
+impl Piece {
+    /// The bytes of its effects.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Effects(bytes) => bytes.len(),
+            Self::End(_) => 0,
+        }
+    }
 }
 
 /// A message from one node to another.
@@ -106,6 +130,24 @@ pub enum PeerMessage {
         after: Position,
         /// Encoded records that follow `after`; none when there are no more (or none that match).
         records: Vec<Bytes>,
+    },
+    /// The primary to a learner that its log cannot feed: the next piece of a snapshot.
+    Snapshot {
+        /// The sender's view.
+        view: View,
+        /// Which snapshot.
+        id: SnapshotId,
+        /// Which piece of it, from 0 on.
+        number: u64,
+        /// The piece.
+        piece: Piece,
+    },
+    /// The learner has this piece, and everything before it.
+    SnapshotOk {
+        /// Which snapshot.
+        id: SnapshotId,
+        /// Which piece.
+        number: u64,
     },
     /// Tells a node that speaks for an older view what the register was when last seen.
     NewerView {

@@ -26,6 +26,7 @@ use crate::limits::{
 use crate::message::{PeerMessage, Position};
 use crate::progress::Progress;
 use crate::replica::{Replica, Role, Stop};
+use crate::snapshot::Sending;
 
 /// What a primary knows beside its log.
 pub(crate) struct Primary {
@@ -43,8 +44,8 @@ pub(crate) struct Primary {
     waiters: BTreeMap<Index, Vec<(ReplyTo, Answer)>>,
     last_heartbeat: Moment,
     last_expiry: Moment,
-    /// Processes whose needs the log no longer meets; each was told of once.
-    too_far_behind: BTreeSet<u64>,
+    /// A snapshot on its way to a learner.
+    pub(crate) sending: Option<Sending>,
     /// What is remembered of stores that were dropped from the view.
     dropped: HashMap<StoreId, Progress>,
 }
@@ -96,6 +97,7 @@ impl Primary {
             .followers
             .values()
             .map(|progress| &progress.member)
+            .chain(self.sending.iter().map(|sending| &sending.member))
             .filter(|member| register.is_some_and(|it| it.replica(member.store).is_none()))
             .map(|member| member.name.clone())
             .collect();
@@ -119,7 +121,7 @@ impl Replica {
             waiters: BTreeMap::new(),
             last_heartbeat: self.now,
             last_expiry: self.now,
-            too_far_behind: BTreeSet::new(),
+            sending: None,
             dropped: HashMap::new(),
         };
         self.role = Role::Primary(Box::new(primary));
@@ -245,19 +247,19 @@ impl Replica {
             if !progress.wants_append(last) {
                 return Ok(());
             }
+            let (floor_view, floor) = self.state.floor();
+            if progress.next <= floor {
+                // The log begins later: its lowest place may be in the follower's log too.
+                progress.rewind(floor.next());
+            }
             let before = progress.next.previous();
+            let before_view =
+                if before == floor { Some(floor_view) } else { self.state.view_at(before)? };
+            let before_view = before_view.expect("the log knows the views from its floor on");
             let records = if progress.next > last {
                 Vec::new()
             } else {
                 self.state.records(progress.next, APPEND_BYTES_MAX)?
-            };
-            // Index 0 has a view in every log, and so may have records after it that are gone.
-            let gone = progress.next <= last && records.is_empty();
-            let before_view = self.state.view_at(before)?.filter(|_| !gone);
-            let Some(before_view) = before_view else {
-                // When it asks again it is told that it cannot be fed.
-                primary.followers.remove(&store);
-                return Ok(());
             };
             let end = records.last().map_or(before, |record| record.index);
             let bytes = records.iter().map(|record| record.bytes()).sum();
@@ -305,9 +307,28 @@ impl Replica {
         committed: Index,
     ) -> Result<(), Stop> {
         let last = self.state.last().1;
+        let floor = self.state.floor().1;
         let Some(progress) = self.follower(from, view) else { return Ok(()) };
-        progress.mismatch(previous, committed.min(last));
+        let answers = progress.mismatch(previous, committed.min(last));
+        if answers && previous == floor && committed < floor {
+            // Its log has nothing in common with this one.
+            let (member, process) = (progress.member.clone(), progress.process);
+            if let Role::Primary(primary) = &mut self.role {
+                primary.followers.remove(&from);
+            }
+            self.begin_snapshot(member, process);
+            return Ok(());
+        }
         self.feed(from)
+    }
+
+    /// The log after this index is needed by learners.
+    pub(crate) fn log_pin(&self) -> Option<Index> {
+        let Role::Primary(primary) = &self.role else { return None };
+        let learners = primary.followers.values().filter(|it| !it.replica);
+        let floor = self.state.floor().1;
+        let learners = learners.map(|learner| learner.matched.max(floor));
+        learners.chain(primary.sending.iter().map(|sending| sending.after)).min()
     }
 
     pub(crate) fn on_holds_committed(
@@ -341,27 +362,18 @@ impl Replica {
     ) -> Result<(), Stop> {
         let now = self.now;
         let next = committed.min(self.state.last().1).next();
-        let Role::Primary(primary) = &mut self.role else {
+        if !matches!(self.role, Role::Primary(_)) {
             self.redirect_join(from);
             return Ok(());
-        };
+        }
         if member.store != from {
             return Ok(());
         }
         self.effects.push(Effect::Know(member.clone()));
-        if next < self.state.first() && next <= self.state.last().1 {
-            if primary.too_far_behind.len() < REMEMBERED_MAX
-                && primary.too_far_behind.insert(process)
-            {
-                tracing::warn!(
-                    follower = member.name,
-                    needs = next.0,
-                    first = self.state.first().0,
-                    "a follower needs records that are no longer in the log: it cannot join"
-                );
-            }
+        if self.is_being_sent_to(from, process) {
             return Ok(());
         }
+        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
         let met = primary.followers.contains_key(&from);
         if !met && primary.followers.len() >= limits::REPLICAS_MAX {
             return Ok(());
@@ -460,7 +472,8 @@ impl Replica {
     fn send_heartbeats(&mut self) {
         let Role::Primary(primary) = &mut self.role else { return };
         primary.last_heartbeat = self.now;
-        let stores: Vec<StoreId> = primary.followers.keys().copied().collect();
+        let sending = primary.sending.as_ref().map(|sending| sending.member.store);
+        let stores: Vec<StoreId> = primary.followers.keys().copied().chain(sending).collect();
         for store in stores {
             self.send_heartbeat(store);
         }
@@ -472,8 +485,9 @@ impl Replica {
         let committed = self.state.committed();
         let nonce = self.rng.random();
         let Role::Primary(primary) = &mut self.role else { return };
-        let Some(progress) = primary.followers.get_mut(&store) else { return };
-        progress.note_heartbeat(nonce, self.now);
+        if let Some(progress) = primary.followers.get_mut(&store) {
+            progress.note_heartbeat(nonce, self.now);
+        }
         self.send(store, PeerMessage::Heartbeat { nonce, register, revision, committed });
     }
 
@@ -494,6 +508,7 @@ impl Replica {
             }
         }
         late.into_iter().try_for_each(|store| self.feed(store))?;
+        self.tick_snapshot();
         self.change_members();
         self.expire_sessions()
     }

@@ -103,13 +103,17 @@ impl Progress {
     }
 
     /// The log does not match before the newest append, as `previous` says, or something before it
-    /// was lost. Answers to older appends say nothing new.
-    pub(crate) fn mismatch(&mut self, previous: Index, common: Index) {
+    /// was lost. Answers to older appends say nothing new: false.
+    pub(crate) fn mismatch(&mut self, previous: Index, common: Index) -> bool {
         if !self.probing {
             self.rewind_to_matched();
-        } else if previous == self.asked_after && !self.in_flight.is_empty() {
+            return false;
+        }
+        let answers = previous == self.asked_after && !self.in_flight.is_empty();
+        if answers {
             self.rewind(common.next());
         }
+        answers
     }
 
     /// Notes an append of what follows `after`, up to `last`.

@@ -79,6 +79,7 @@ pub(crate) enum Role {
     Recovering(Recovering),
     Primary(Box<Primary>),
     Follower(Follower),
+    /// Does nothing more: the process ends, or begins anew on another store.
     Stopped,
 }
 
@@ -273,6 +274,8 @@ impl Replica {
             Event::RegisterRead { asked, now } => self.on_register_read(asked, now)?,
             Event::Proposed { id, result } => self.on_proposed(id, result),
             Event::Checkpointed => self.on_checkpointed(),
+            Event::RowsRead { id, rows } => self.on_rows_read(id, rows),
+            Event::Received { id, number } => self.on_received(id, number),
             Event::Drained => self.close_record()?,
             Event::Tick => self.on_tick()?,
         }
@@ -298,6 +301,12 @@ impl Replica {
             PeerMessage::HoldsCommitted { view, index } => {
                 self.on_holds_committed(from, view, index)?;
             }
+            PeerMessage::Snapshot { view, id, number, piece } => {
+                if self.is_from_my_primary(from, view) {
+                    self.on_snapshot(id, number, piece);
+                }
+            }
+            PeerMessage::SnapshotOk { id, number } => self.on_snapshot_ok(from, id, number)?,
             PeerMessage::Join { member, process, committed } => {
                 self.on_join(from, member, process, committed)?;
             }

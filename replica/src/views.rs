@@ -14,6 +14,7 @@ use crate::event::{Effect, Moment, ReadId};
 use crate::follower::Follower;
 use crate::replica::{Known, Replica, Role, Stop, Then, view_of};
 use crate::saved::{Owner, SavedProposal};
+use crate::snapshot::Receiving;
 
 /// A node that has not read the register yet.
 pub(crate) struct Starting {
@@ -246,6 +247,7 @@ impl Replica {
     /// Takes part in a view that somebody else (or an earlier process of this node) made.
     fn adopt(&mut self, register: Register, revision: Revision) {
         self.step_down();
+        let receiving = self.keep_receiving(&register);
         self.proposal = None;
         self.saved.proposal = None;
         let me = self.config.me.store;
@@ -266,7 +268,25 @@ impl Replica {
             self.recover();
         } else {
             let jitter = self.jitter();
-            self.role = Role::Follower(Follower::new(self.now, jitter));
+            let mut follower = Follower::new(self.now, jitter);
+            follower.receiving = receiving;
+            self.role = Role::Follower(follower);
+        }
+    }
+
+    /// A snapshot on its way here goes on in a new view of the same primary.
+    fn keep_receiving(&mut self, register: &Register) -> Option<Receiving> {
+        let same = self
+            .known
+            .as_ref()
+            .is_some_and(|known| known.register.primary.store == register.primary.store);
+        match &mut self.role {
+            Role::Follower(follower) if same => follower.receiving.take(),
+            Role::Follower(_)
+            | Role::Starting(_)
+            | Role::Recovering(_)
+            | Role::Primary(_)
+            | Role::Stopped => None,
         }
     }
 

@@ -48,6 +48,8 @@ impl Solo {
             timing: Timing::default(),
             seed: 1,
             log_tail_bytes: 1 << 20,
+            log_pin_bytes: 1 << 30,
+            piece_bytes: 1 << 10,
             checkpoint_bytes: 1 << 20,
         };
         let now = Moment(1_000_000_000);
@@ -89,7 +91,10 @@ impl Solo {
                 Effect::Persist(_) | Effect::Save { .. } | Effect::Checkpoint(_) => {
                     self.flushes.push_back(effect);
                 }
-                Effect::Release(_) => {}
+                Effect::Release(_)
+                | Effect::ReadRows { .. }
+                | Effect::Receive { .. }
+                | Effect::Install { .. } => {}
                 other => panic!("a lone node asks for {other:?}"),
             }
         }

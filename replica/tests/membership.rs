@@ -73,6 +73,8 @@ impl Node {
             timing: Timing::default(),
             seed: number,
             log_tail_bytes: 1 << 28,
+            log_pin_bytes: 1 << 30,
+            piece_bytes: 1 << 10,
             checkpoint_bytes: 1 << 28,
         };
         let now = Moment(1_000_000_000);
@@ -137,7 +139,10 @@ impl Node {
                 | Effect::Know(_)
                 | Effect::Prune { .. }
                 | Effect::Checkpoint(_)
-                | Effect::Release(_) => {}
+                | Effect::Release(_)
+                | Effect::ReadRows { .. }
+                | Effect::Receive { .. }
+                | Effect::Install { .. } => {}
             }
         }
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use onlyonce_storage::{Index, Record, State, Table};
+use onlyonce_storage::{Index, Mark, Record, State, Table};
 use onlyonce_wire::StoreId;
 use onlyonce_wire::authority::Register;
 
@@ -43,6 +43,20 @@ impl Ledger {
     /// A store's log ends at `after`.
     pub fn cut(&mut self, store: StoreId, after: Index) {
         self.durable.entry(store).or_default().split_off(&after.next());
+    }
+
+    /// A store's content was replaced by a snapshot: it holds the committed history up to `end`.
+    pub fn replace(&mut self, store: StoreId, end: Mark) -> Finding {
+        let history = self.committed.range(..=end.index);
+        let log: BTreeMap<_, _> = history.map(|(index, record)| (*index, record.clone())).collect();
+        let view = log.get(&end.index).map(|record| Record::decode(record.clone()));
+        match view {
+            Some(Ok(record)) if record.view == end.view => {
+                self.durable.insert(store, log);
+                Ok(())
+            }
+            _ => Err(format!("I9: a snapshot ends at {end:?}, which is not committed")),
+        }
     }
 
     /// A store was opened again: everything that was durable must be there (P2), and what else is

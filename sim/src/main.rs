@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     let (report, failures) = total.into_inner().unwrap_or_else(PoisonError::into_inner);
     let seconds = began.elapsed().as_secs_f64();
     println!(
-        "{} worlds, {} steps ({:.0}/s), {} answered, {} unknown, {} views, {} crashes, {} disks emptied, {seconds:.1} s",
+        "{} worlds, {} steps ({:.0}/s), {} answered, {} unknown, {} views, {} crashes, {} disks emptied, {} snapshots, {seconds:.1} s",
         seeds.end - seeds.start,
         report.steps,
         report.steps as f64 / seconds,
@@ -56,6 +56,7 @@ fn main() -> ExitCode {
         report.views,
         report.crashes,
         report.emptied,
+        report.installed,
     );
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -77,6 +78,7 @@ fn work(next: &AtomicU64, end: u64, trace: bool, total: &Mutex<(Report, Vec<u64>
                 sum.views += report.views;
                 sum.crashes += report.crashes;
                 sum.emptied += report.emptied;
+                sum.installed += report.installed;
             }
             Ok(Err(finding)) => {
                 println!("seed {seed}: {finding}");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use onlyonce_replica::{Config, Effect, Event, Mode, Moment, Replica, Timing};
 use onlyonce_storage::engine::memory::MemoryDisk;
 use onlyonce_storage::{
-    Checkpointer, Generation, Index, LogWriter, Options, Record, StorageError, open,
+    Checkpointer, Incoming, Index, LogWriter, Mark, OpenError, Options, Record, StorageError, open,
 };
 use onlyonce_wire::StoreId;
 use onlyonce_wire::authority::Member;
@@ -29,6 +29,8 @@ pub struct Node {
     pub generation: u64,
     /// Its clock against the world's: an offset, and a rate in thousandths of a thousandth.
     pub clock: Clock,
+    /// The snapshot that took the place of its store, until that is opened.
+    pub replaced: Option<Mark>,
     /// Events that wait while it stands still.
     pub paused: Option<VecDeque<Event>>,
 }
@@ -60,8 +62,12 @@ pub struct Process {
     pub queue: VecDeque<Effect>,
     /// Whether it is at work on the front of the queue.
     pub flushing: bool,
-    /// What is being folded.
-    pub folding: Option<Generation>,
+    /// What the checkpoint thread has still to do.
+    pub work: VecDeque<Effect>,
+    /// Whether it is at work on the front of that queue.
+    pub working: bool,
+    /// The store that is being built beside this one.
+    incoming: Option<Incoming>,
     /// Whether a `Drained` is on its way.
     pub draining: bool,
     /// Up to here its committed records were checked.
@@ -72,7 +78,7 @@ impl Node {
     /// A node with an empty disk.
     pub fn new(at: usize, store: StoreId, clock: Clock) -> Self {
         let disk = MemoryDisk::new();
-        Self { at, store, disk, process: None, generation: 0, clock, paused: None }
+        Self { at, store, disk, process: None, generation: 0, clock, replaced: None, paused: None }
     }
 
     /// How others know it.
@@ -97,6 +103,9 @@ impl Node {
         options.fold_pause = std::time::Duration::ZERO;
         let opened = open(self.disk.disk(), &options)
             .map_err(|error| format!("n{} cannot open its store: {error}", self.at + 1))?;
+        if let Some(end) = self.replaced.take() {
+            ledger.replace(self.store, end)?;
+        }
         ledger.reopen(self.store, &opened.state)?;
         let checked = opened.state.committed();
         let mode = match plan.nodes {
@@ -110,6 +119,8 @@ impl Node {
             timing: timing(plan),
             seed,
             log_tail_bytes: plan.log_tail_bytes,
+            log_pin_bytes: plan.log_pin_bytes,
+            piece_bytes: plan.piece_bytes,
             checkpoint_bytes: plan.checkpoint_bytes,
         };
         let moment = self.clock.show(now);
@@ -122,7 +133,9 @@ impl Node {
             checkpointer: opened.checkpointer,
             queue: VecDeque::new(),
             flushing: false,
-            folding: None,
+            work: VecDeque::new(),
+            working: false,
+            incoming: None,
             draining: false,
             checked,
         });
@@ -139,6 +152,12 @@ impl Node {
             self.disk.fail_after(seed % 8);
             // Fails, or not: either way nobody is told.
             let _ = process.carry_out_front();
+        }
+        if process.working {
+            self.disk.fail_after(seed % 16);
+            if let Ok(Worked::Replaced(end)) = process.work(1_000) {
+                self.replaced = Some(end);
+            }
         }
         drop(process);
         if power {
@@ -198,10 +217,39 @@ impl Process {
         }
     }
 
-    /// Folds the frozen generation.
-    pub fn fold(&mut self) -> Finding {
-        let Some(generation) = self.folding.take() else { return Ok(()) };
-        self.checkpointer.fold(&generation).map_err(|error| format!("a fold failed: {error}"))
+    /// Carries out what the checkpoint thread does next.
+    pub fn work(&mut self, piece_bytes: usize) -> Result<Worked, String> {
+        self.working = false;
+        let Some(front) = self.work.pop_front() else { return Err("no work".to_owned()) };
+        let failed = |error: OpenError| format!("building a store failed: {error}");
+        match front {
+            Effect::Checkpoint(generation) => {
+                self.checkpointer
+                    .fold(&generation)
+                    .map_err(|error| format!("a fold failed: {error}"))?;
+                Ok(Worked::Told(Box::new(Event::Checkpointed)))
+            }
+            Effect::ReadRows { id, from } => {
+                let rows = self.checkpointer.read_rows(&from, piece_bytes);
+                let rows = rows.map_err(|error| format!("reading rows failed: {error}"))?;
+                Ok(Worked::Told(Box::new(Event::RowsRead { id, rows })))
+            }
+            Effect::Receive { id, number, entry } => {
+                if number == 0 {
+                    self.incoming = None;
+                    self.incoming = Some(self.checkpointer.begin_incoming().map_err(failed)?);
+                }
+                let incoming = self.incoming.as_mut().expect("piece 0 came first");
+                incoming.fold(&entry).map_err(|error| failed(error.into()))?;
+                Ok(Worked::Told(Box::new(Event::Received { id, number })))
+            }
+            Effect::Install { end, state } => {
+                let incoming = self.incoming.take().expect("piece 0 came first");
+                incoming.finish(end, state).map_err(failed)?;
+                Ok(Worked::Replaced(end))
+            }
+            other => unreachable!("{other:?} is not for the checkpoint thread"),
+        }
     }
 
     /// Checks the records that this node has committed since the last check.
@@ -229,6 +277,14 @@ impl Process {
         }
         Ok(())
     }
+}
+
+/// What the checkpoint thread did.
+pub enum Worked {
+    /// Something that the replica is told of.
+    Told(Box<Event>),
+    /// It put another store in the place of this one: the node is to begin anew.
+    Replaced(Mark),
 }
 
 enum Done {

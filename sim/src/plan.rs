@@ -41,6 +41,10 @@ pub struct Plan {
     pub checkpoint_bytes: usize,
     /// How many bytes of records stay in the log.
     pub log_tail_bytes: usize,
+    /// How many bytes of records stay there while a learner needs them.
+    pub log_pin_bytes: usize,
+    /// How many bytes a piece of a snapshot has.
+    pub piece_bytes: usize,
     /// How many copies a primary insists on.
     pub min_copies: usize,
     /// How long a session may be idle.
@@ -107,7 +111,12 @@ impl Plan {
             faults,
             drift_per_mille,
             checkpoint_bytes: rng.random_range(1_000..20_000),
-            log_tail_bytes: 64 << 20,
+            log_tail_bytes: match rng.random_range(0..4) {
+                0 => 64 << 20,
+                _ => rng.random_range(200..20_000),
+            },
+            log_pin_bytes: rng.random_range(1_000..200_000),
+            piece_bytes: rng.random_range(50..4_000),
             min_copies: if nodes > 1 && rng.random_ratio(1, 4) { 2 } else { 1 },
             session_idle: rng.random_range(1..20) * SECOND,
         }

@@ -9,10 +9,11 @@ use onlyonce_wire::{CallId, StoreId};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use crate::audit::has_settled;
 use crate::client::{Client, History, Taken};
 use crate::faults::Fault;
 use crate::ledger::{Finding, Ledger};
-use crate::node::{Clock, Node};
+use crate::node::{Clock, Node, Worked};
 use crate::plan::{Faults, Plan};
 use crate::time::{Agenda, MILLISECOND, SECOND, Span};
 
@@ -30,7 +31,7 @@ pub enum Happening {
     /// A node's log writer is done.
     Flushed { node: usize, generation: u64 },
     /// A node's checkpoint thread is done.
-    Folded { node: usize, generation: u64 },
+    Worked { node: usize, generation: u64 },
     /// A message arrives.
     Message { from: usize, to: usize, store: StoreId, message: PeerMessage },
     /// The authority is asked.
@@ -78,6 +79,8 @@ pub struct Report {
     pub crashes: u64,
     /// Disks emptied.
     pub emptied: u64,
+    /// Snapshots installed.
+    pub installed: u64,
 }
 
 /// The world.
@@ -217,11 +220,8 @@ impl World {
                 }
             }
             Happening::Flushed { node, generation } => return self.flushed(node, generation),
-            Happening::Folded { node, generation } => {
-                if let Some(process) = self.process(node, generation) {
-                    process.fold()?;
-                    return self.give(node, Event::Checkpointed);
-                }
+            Happening::Worked { node, generation } => {
+                return self.worked(node, generation);
             }
             Happening::Message { from, to, store, message } => {
                 if !self.is_cut_off(from, to) && self.nodes[to].store == store {
@@ -319,13 +319,14 @@ impl World {
                     self.say(|_| format!("n{} proposes view {}", at + 1, register.view));
                     self.ask(at, Ask::Swap(expected, register));
                 }
-                Effect::Checkpoint(generation) => {
+                Effect::Checkpoint(_)
+                | Effect::ReadRows { .. }
+                | Effect::Receive { .. }
+                | Effect::Install { .. } => {
                     let node = &mut self.nodes[at];
                     let process = node.process.as_mut().expect("it just took a step");
-                    process.folding = Some(generation);
-                    let generation = node.generation;
-                    let after = self.rng.random_range(0..50 * MILLISECOND);
-                    self.agenda.schedule(after, Happening::Folded { node: at, generation });
+                    process.work.push_back(effect);
+                    self.begin_work(at);
                 }
                 Effect::Stop(reason) => return Err(format!("n{} stops: {reason}", at + 1)),
             }
@@ -368,6 +369,41 @@ impl World {
         let most = if stalled { 3 * SECOND } else { self.plan.flush_max };
         let after = self.rng.random_range(MILLISECOND / 10..=most);
         self.agenda.schedule(after, Happening::Flushed { node: at, generation });
+    }
+
+    fn begin_work(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        let generation = node.generation;
+        let Some(process) = &mut node.process else { return };
+        let most = match process.work.front() {
+            Some(Effect::Checkpoint(_) | Effect::Install { .. }) => 50 * MILLISECOND,
+            Some(_) => 2 * MILLISECOND,
+            None => return,
+        };
+        if process.working {
+            return;
+        }
+        process.working = true;
+        let after = self.rng.random_range(0..most);
+        self.agenda.schedule(after, Happening::Worked { node: at, generation });
+    }
+
+    fn worked(&mut self, at: usize, generation: u64) -> Finding {
+        let piece_bytes = self.plan.piece_bytes;
+        let Some(process) = self.process(at, generation) else { return Ok(()) };
+        match process.work(piece_bytes)? {
+            Worked::Told(event) => self.give(at, *event)?,
+            Worked::Replaced(end) => {
+                self.say(|_| format!("n{} begins anew on a snapshot up to {}", at + 1, end.index));
+                self.report.installed += 1;
+                let node = &mut self.nodes[at];
+                node.crash(false, 0);
+                node.replaced = Some(end);
+                self.agenda.schedule(MILLISECOND, Happening::Start { node: at });
+            }
+        }
+        self.begin_work(at);
+        Ok(())
     }
 
     fn flushed(&mut self, at: usize, generation: u64) -> Finding {
@@ -478,7 +514,10 @@ impl World {
         let settled = self.replicas().filter(|replica| replica.state().committed() == last).count();
         let members =
             self.replicas().filter_map(Replica::register).map(|it| 1 + it.backups.len()).min();
-        answered && settled == self.nodes.len() && members == Some(self.nodes.len())
+        answered
+            && settled == self.nodes.len()
+            && members == Some(self.nodes.len())
+            && self.replicas().all(has_settled)
     }
 }
 

@@ -13,37 +13,30 @@ use crate::limits::FOLD_SLICE_BYTES;
 use crate::log::{damaged, mark_of};
 use crate::overlay::Generation;
 use crate::record::{Index, Table};
+use crate::snapshot::Site;
 use crate::state::Shared;
 use crate::tables::Tables;
 
 /// See the module. After an error the caller stops the process.
 #[derive(Debug)]
 pub struct Checkpointer {
-    tables: Tables,
-    log: Arc<dyn Engine>,
-    shared: Arc<Shared>,
+    pub(crate) tables: Tables,
+    pub(crate) log: Arc<dyn Engine>,
+    pub(crate) shared: Arc<Shared>,
     /// The log's end when the store was opened: a fold that a crash cut short lies below it.
-    recovered: Index,
-    pause: Duration,
+    pub(crate) recovered: Index,
+    pub(crate) pause: Duration,
+    pub(crate) site: Arc<dyn Site>,
+    pub(crate) store_id: u128,
 }
 
 impl Checkpointer {
-    pub(crate) fn new(
-        tables: Tables,
-        log: Arc<dyn Engine>,
-        shared: Arc<Shared>,
-        recovered: Index,
-        pause: Duration,
-    ) -> Self {
-        Self { tables, log, shared, recovered, pause }
-    }
-
     /// Folds `generation` into the tables, durably. Whoever gets the result tells the core, which
     /// calls [`State::note_folded`](crate::State::note_folded).
     ///
     /// # Panics
     /// If the generation does not begin where the last one ended.
-    pub fn fold(&mut self, generation: &Generation) -> Result<(), StorageError> {
+    pub fn fold(&self, generation: &Generation) -> Result<(), StorageError> {
         let (after, upto) = (generation.after(), generation.upto());
         assert_eq!(after, self.shared.applied().index, "a fold continues the one before");
         let mark = mark_of(&*self.log, upto)?

@@ -7,19 +7,22 @@
 //! head        see `head`
 //! log/        the log database
 //! tables/     the tables database
+//! incoming/   a store that is being built to replace this one: head, log/ and tables/
+//! replace     there once `incoming/` is complete: its parts take the place of the old ones
 //! ```
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::engine::sled::FolderLock;
 use crate::engine::{HeadFile, Tree, sled};
 use crate::error::{Damage, EngineError, OpenError, StorageError};
-use crate::limits::{FORMAT, SEGMENT, SLOT_BYTES};
+use crate::limits::{FORMAT, INCOMING_CACHE_BYTES, SEGMENT, SLOT_BYTES};
 use crate::open::{Disk, Opened, Options, open_or_create};
+use crate::snapshot::Site;
 
 const LOCK: &str = "lock";
 const CREATING: &str = "creating";
@@ -28,6 +31,8 @@ const FORMAT_NEW: &str = "format.new";
 const HEAD: &str = "head";
 const LOG: &str = "log";
 const TABLES: &str = "tables";
+const INCOMING: &str = "incoming";
+const REPLACE: &str = "replace";
 /// What file systems and editors leave in a folder that is empty for their users.
 const IGNORED: [&str; 2] = [LOCK, "lost+found"];
 
@@ -58,6 +63,7 @@ pub fn open_dir(path: impl AsRef<Path>, options: &Options) -> Result<Opened, Ope
         Content::Store => {
             check_format(folder)?;
             remove(&folder.join(CREATING))?;
+            settle_incoming(folder)?;
             open_or_create(disk(folder, options, &lock)?, options, false)
         }
         Content::Nothing => create(folder, options, &lock),
@@ -151,14 +157,8 @@ fn create(folder: &Path, options: &Options, lock: &FolderLock) -> Result<Opened,
     }
     sync(folder)?;
     // Whatever an earlier attempt left holds nothing.
-    for name in [FORMAT_NEW, HEAD] {
+    for name in [FORMAT_NEW, HEAD, LOG, TABLES] {
         remove(&folder.join(name))?;
-    }
-    for name in [LOG, TABLES] {
-        let path = folder.join(name);
-        if path.exists() {
-            fs::remove_dir_all(&path).map_err(io_error(&path, "remove the unfinished"))?;
-        }
     }
     let opened = open_or_create(disk(folder, options, lock)?, options, true)?;
     sync(folder)?;
@@ -182,15 +182,77 @@ fn create(folder: &Path, options: &Options, lock: &FolderLock) -> Result<Opened,
 fn disk(folder: &Path, options: &Options, lock: &FolderLock) -> Result<Disk, OpenError> {
     let log = folder.join(LOG);
     let tables = folder.join(TABLES);
+    let site = FolderSite {
+        folder: folder.to_owned(),
+        log_cache_bytes: options.log_cache_bytes.min(INCOMING_CACHE_BYTES),
+        tables_cache_bytes: options.tables_cache_bytes.min(INCOMING_CACHE_BYTES),
+        lock: lock.clone(),
+    };
     Ok(Disk {
         log: sled::open(&log, Tree::LOG, options.log_cache_bytes, lock.clone())?,
         tables: sled::open(&tables, Tree::TABLES, options.tables_cache_bytes, lock.clone())?,
         head: Box::new(FileHead::open(&folder.join(HEAD), lock.clone())?),
+        site: Arc::new(site),
     })
 }
 
+/// Finishes or removes what was built to replace the store. Each step can be repeated: a part that
+/// is not in `incoming/` any more is in its place.
+fn settle_incoming(folder: &Path) -> Result<(), OpenError> {
+    let (incoming, replace) = (folder.join(INCOMING), folder.join(REPLACE));
+    if replace.exists() {
+        for name in [LOG, TABLES, HEAD] {
+            let (new, old) = (incoming.join(name), folder.join(name));
+            if !new.exists() {
+                continue;
+            }
+            remove(&old)?;
+            fs::rename(&new, &old).map_err(io_error(&old, "put in its place"))?;
+        }
+        sync(folder)?;
+        remove(&replace)?;
+        sync(folder)?;
+    }
+    remove(&incoming)
+}
+
+/// `incoming/` of a data folder.
+#[derive(Debug)]
+struct FolderSite {
+    folder: PathBuf,
+    log_cache_bytes: u64,
+    tables_cache_bytes: u64,
+    lock: FolderLock,
+}
+
+impl Site for FolderSite {
+    fn clear(&self) -> Result<Disk, OpenError> {
+        let incoming = self.folder.join(INCOMING);
+        remove(&incoming)?;
+        fs::create_dir(&incoming).map_err(io_error(&incoming, "create"))?;
+        sync(&self.folder)?;
+        let options = Options {
+            log_cache_bytes: self.log_cache_bytes,
+            tables_cache_bytes: self.tables_cache_bytes,
+            ..Options::new(0)
+        };
+        disk(&incoming, &options, &self.lock)
+    }
+
+    fn accept(&self) -> Result<(), OpenError> {
+        sync(&self.folder.join(INCOMING))?;
+        let replace = self.folder.join(REPLACE);
+        File::create(&replace)
+            .and_then(|file| file.sync_all())
+            .map_err(io_error(&replace, "create"))?;
+        sync(&self.folder)
+    }
+}
+
+/// Removes a file or a folder with all that is in it.
 fn remove(path: &Path) -> Result<(), OpenError> {
-    match fs::remove_file(path) {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(io_error(path, "remove")(error))
         }

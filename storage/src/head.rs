@@ -16,8 +16,7 @@ use bytes::Bytes;
 use crate::engine::HeadFile;
 use crate::error::{EngineError, OpenError};
 use crate::limits::{FORMAT, SLOT_BYTES, STATE_BYTES_MAX};
-use crate::log::Mark;
-use crate::record::{Index, View};
+use crate::record::{Index, Mark, View};
 
 const MAGIC: [u8; 8] = *b"oncehead";
 const STATE_AT: usize = 76;
@@ -143,15 +142,21 @@ impl Head {
         })
     }
 
-    /// Writes the head of a new store, durably, into both synced slots.
-    pub(crate) fn create(file: Box<dyn HeadFile>, store_id: u128) -> Result<Self, EngineError> {
+    /// Writes the head of a new store, durably, into both synced slots. Its log begins after
+    /// `applied`.
+    pub(crate) fn create(
+        file: Box<dyn HeadFile>,
+        store_id: u128,
+        applied: Mark,
+        state: Bytes,
+    ) -> Result<Self, EngineError> {
         let slot = Slot {
             generation: 0,
             store_id,
-            first: Index(1),
-            last: Mark::default(),
+            first: applied.index.next(),
+            last: applied,
             cutting: false,
-            state: Bytes::new(),
+            state,
         };
         let mut head = Self { file, slot, next: 0, ahead: true };
         head.write(|_| {})?;

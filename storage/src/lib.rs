@@ -48,6 +48,7 @@ pub mod limits;
 pub mod open;
 pub mod overlay;
 pub mod record;
+pub mod snapshot;
 pub mod state;
 pub mod writer;
 
@@ -72,6 +73,7 @@ pub use error::{Cause, Damage, DecodeError, EngineError, OpenError, StorageError
 pub use folder::open_dir;
 pub use open::{Disk, Opened, Options, Recovered, open};
 pub use overlay::Generation;
-pub use record::{Effect, Entry, Index, Record, Table, View};
+pub use record::{Effect, Entry, Index, Mark, Record, Table, View};
+pub use snapshot::{Cursor, Incoming, Rows, Site};
 pub use state::{Scan, ScanRow, Seen, State, Toucher};
 pub use writer::LogWriter;

@@ -37,6 +37,11 @@ pub const PRUNE_ROWS_MAX: usize = 1_024;
 /// How many bytes a checkpoint folds before it pauses.
 pub const FOLD_SLICE_BYTES: usize = 1 << 20;
 
+/// How many bytes of a snapshot are folded before they are made durable.
+pub const INCOMING_FLUSH_BYTES: usize = 4 << 20;
+/// The most cache of the tables database of a store that is being built, in bytes.
+pub const INCOMING_CACHE_BYTES: u64 = 64 << 20;
+
 const _: () = {
     // A node of sled over a quarter of a segment would go to `blobs/`, which sled never syncs.
     // Twice the rows: a split comes after the insert that makes it necessary.

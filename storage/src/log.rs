@@ -23,19 +23,11 @@ use bytes::{BufMut, Bytes, BytesMut};
 use crate::engine::{Engine, Tree};
 use crate::error::{Damage, StorageError};
 use crate::limits::{LOG_ROW_BYTES_MAX, RECORD_BYTES_MAX};
-use crate::record::{Index, RECORD_HEADER_BYTES, Record, View};
+use crate::record::{Index, Mark, RECORD_HEADER_BYTES, Record, View};
 
 const HEADER_BYTES: usize = 48;
 const CHECK_AT: usize = HEADER_BYTES - 4;
 const PIECE_BYTES_MAX: usize = LOG_ROW_BYTES_MAX - HEADER_BYTES;
-
-/// A place in the log that vouches for all before it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Mark {
-    pub(crate) index: Index,
-    pub(crate) view: View,
-    pub(crate) chain: u32,
-}
 
 /// The key of a row.
 pub(crate) fn row_key(index: Index, part: u16) -> [u8; 10] {

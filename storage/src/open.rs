@@ -21,10 +21,11 @@ use bytes::Bytes;
 
 use crate::checkpoint::Checkpointer;
 use crate::engine::{Engine, HeadFile, Tree};
-use crate::error::{Damage, OpenError, StorageError};
+use crate::error::{Damage, EngineError, OpenError, StorageError};
 use crate::head::{Found, Head};
-use crate::log::{self, Assembler, LogRow, Mark, damaged, row_key};
-use crate::record::{Index, Record, View};
+use crate::log::{self, Assembler, LogRow, damaged, row_key};
+use crate::record::{Index, Mark, Record, View};
+use crate::snapshot::Site;
 use crate::state::{Shared, State};
 use crate::tables::{self, Tables};
 use crate::writer::{LogWriter, finish_cut};
@@ -38,6 +39,8 @@ pub struct Disk {
     pub tables: Arc<dyn Engine>,
     /// The head file.
     pub head: Box<dyn HeadFile>,
+    /// Where another store can be built that replaces this one.
+    pub site: Arc<dyn Site>,
 }
 
 /// How to open a store.
@@ -113,7 +116,7 @@ pub(crate) fn open_or_create(
     options: &Options,
     create: bool,
 ) -> Result<Opened, OpenError> {
-    let Disk { log, tables, head } = disk;
+    let Disk { log, tables, head, site } = disk;
     let tables = Tables::new(tables);
     log.flush()?;
     tables.flush()?;
@@ -157,7 +160,15 @@ pub(crate) fn open_or_create(
     let state_bytes = head.slot().state.clone();
     let fresh = state_bytes.is_empty() && last.index == Index::ZERO;
     let pause = options.fold_pause;
-    let checkpointer = Checkpointer::new(tables, log.clone(), shared.clone(), last.index, pause);
+    let checkpointer = Checkpointer {
+        tables,
+        log: log.clone(),
+        shared: shared.clone(),
+        recovered: last.index,
+        pause,
+        site,
+        store_id,
+    };
     let log = LogWriter::new(log, head, shared, last);
     Ok(Opened { store_id, state_bytes, fresh, state, log, checkpointer, recovered })
 }
@@ -181,12 +192,25 @@ fn read_head(
         let place = file.place().to_owned();
         return Err(StorageError::Damaged { place, damage: Damage::NoHead }.into());
     };
+    Ok(create(log, tables, file, store_id, Mark::default(), Bytes::new())?)
+}
+
+/// Makes a store of what `tables` holds, which is the state at `applied`. It counts once the head
+/// is written.
+pub(crate) fn create(
+    log: &dyn Engine,
+    tables: &Tables,
+    head: Box<dyn HeadFile>,
+    store_id: u128,
+    applied: Mark,
+    state: Bytes,
+) -> Result<Head, EngineError> {
     tables::write_store(log, store_id)?;
     tables::write_store(tables.engine(), store_id)?;
-    tables.write_applied(Mark::default())?;
+    tables.write_applied(applied)?;
     log.flush()?;
     tables.flush()?;
-    Ok(Head::create(file, store_id)?)
+    Head::create(head, store_id, applied, state)
 }
 
 /// What the log holds.

@@ -163,6 +163,38 @@ impl Entry {
     pub fn bytes(&self) -> usize {
         ENTRY_BYTES_MIN + self.effects.iter().map(Effect::bytes).sum::<usize>()
     }
+
+    /// Its encoding, as in a record.
+    ///
+    /// # Panics
+    /// If a key is longer than [`limits::KEY_BYTES_MAX`].
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let mut buffer = BytesMut::with_capacity(self.bytes());
+        put_entry(&mut buffer, self);
+        buffer.freeze()
+    }
+
+    /// Reads an entry that fills `bytes` exactly. Keys and values are slices of `bytes`.
+    pub fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
+        let mut reader = Reader { bytes, at: 0 };
+        let entry = reader.entry()?;
+        match reader.left() {
+            0 => Ok(entry),
+            extra => Err(DecodeError::Trailing { extra }),
+        }
+    }
+}
+
+/// A place in the log that vouches for all before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Mark {
+    /// The record.
+    pub index: Index,
+    /// Its view.
+    pub view: View,
+    /// The chain value of its last row: the checksum of the log up to it.
+    pub chain: u32,
 }
 
 /// Entries that are committed together, at one index of the log.
@@ -204,10 +236,7 @@ impl Record {
         buffer.put_u64_le(committed.0);
         buffer.put_u32_le(count(entries.len()));
         for entry in &entries {
-            buffer.put_u32_le(count(entry.effects.len()));
-            for effect in &entry.effects {
-                put_effect(&mut buffer, effect);
-            }
+            put_entry(&mut buffer, entry);
         }
         debug_assert_eq!(buffer.len(), bytes, "the length is computed as the bytes are written");
         Self { view, index, committed, entries, encoded: buffer.freeze() }
@@ -280,6 +309,13 @@ impl fmt::Debug for Record {
 
 fn count(count: usize) -> u32 {
     u32::try_from(count).expect("a record within its limit counts far less")
+}
+
+fn put_entry(buffer: &mut BytesMut, entry: &Entry) {
+    buffer.put_u32_le(count(entry.effects.len()));
+    for effect in &entry.effects {
+        put_effect(buffer, effect);
+    }
 }
 
 fn put_effect(buffer: &mut BytesMut, effect: &Effect) {

@@ -15,9 +15,9 @@ use bytes::Bytes;
 use crate::engine::{Engine, Rows};
 use crate::error::{Damage, StorageError};
 use crate::limits::TAIL_BYTES_MAX;
-use crate::log::{self, Mark, damaged};
+use crate::log::{self, damaged};
 use crate::overlay::{Generation, Overlay, Range};
-use crate::record::{Entry, Index, Record, Table, View};
+use crate::record::{Entry, Index, Mark, Record, Table, View};
 use crate::tables::Tables;
 
 /// What the threads of a store tell each other.
@@ -263,6 +263,20 @@ impl State {
         self.last
     }
 
+    /// The lowest place that records can be sent after: the beginning if the log holds everything,
+    /// the applied point if the log begins after it, else the log's first record.
+    #[must_use]
+    pub fn floor(&self) -> (View, Index) {
+        let first = self.first();
+        if first == Index::ZERO.next() {
+            return (View::ZERO, Index::ZERO);
+        }
+        if first > self.applied.1 {
+            return self.applied;
+        }
+        (self.logged_view(first).unwrap_or(self.applied.0), first)
+    }
+
     /// The first record that the log still has; [`Self::last`]'s next if it has none.
     #[must_use]
     pub fn first(&self) -> Index {
@@ -318,8 +332,13 @@ impl State {
         if index < self.first() || index > self.last.1 {
             return Ok(None);
         }
+        Ok(self.logged_view(index))
+    }
+
+    /// The view of the record at `index`, which the log has.
+    fn logged_view(&self, index: Index) -> Option<View> {
         let before = self.views.partition_point(|(first, _)| *first <= index);
-        Ok(before.checked_sub(1).map(|run| self.views[run].1))
+        before.checked_sub(1).map(|run| self.views[run].1)
     }
 
     /// How many bytes the overlay holds: every effect after the applied point, with an allowance
@@ -344,8 +363,7 @@ impl State {
         if self.overlay.folding().is_some() || upto <= after {
             return None;
         }
-        let before = self.views.partition_point(|(first, _)| *first <= upto);
-        let view = before.checked_sub(1).map_or(self.applied.0, |run| self.views[run].1);
+        let view = self.logged_view(upto).unwrap_or(self.applied.0);
         Some(self.overlay.freeze(after, view))
     }
 

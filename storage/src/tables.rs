@@ -21,8 +21,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use crate::engine::{Engine, Rows, Tree};
 use crate::error::{Damage, EngineError, StorageError};
 use crate::limits::{CHUNK, FORMAT};
-use crate::log::{Mark, damaged};
-use crate::record::{Index, Table, View};
+use crate::log::damaged;
+use crate::record::{Index, Mark, Table, View};
 
 const INLINE: u8 = 0;
 const CHUNKED: u8 = 1;

@@ -15,8 +15,8 @@ use crate::engine::{Engine, Tree};
 use crate::error::{Damage, StorageError};
 use crate::head::Head;
 use crate::limits::PRUNE_ROWS_MAX;
-use crate::log::{self, Mark, damaged, parse_key, row_key};
-use crate::record::{Index, Record};
+use crate::log::{self, damaged, parse_key, row_key};
+use crate::record::{Index, Mark, Record};
 use crate::state::Shared;
 
 /// See the module. After an error the caller stops the process.

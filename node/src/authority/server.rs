@@ -26,7 +26,7 @@ use super::slots::{SlotSwap, Slots, SlotsError};
 use crate::exit::{self, ExitError};
 use crate::frames::{FrameReader, ReadError};
 use crate::listeners::listen;
-use crate::serve::{Signals, say, tokio_runtime};
+use crate::serve::{Signals, WORKERS, say, tokio_runtime};
 
 /// How long a watch waits for a change before it is answered with what there is.
 pub const WATCH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -39,14 +39,14 @@ const ANSWERS_MAX: usize = 32;
 
 /// Runs the authority until SIGTERM or SIGINT.
 pub fn run(data: &Path, address: &str) -> Result<(), ExitError> {
-    let runtime = tokio_runtime()?;
+    let runtime = tokio_runtime(WORKERS)?;
     runtime.block_on(async {
         let mut signals = Signals::new()?;
         let listening = listen("--listen", address).await?;
         let server = Server::open(data).map_err(|error| ExitError::Runtime(error.to_string()))?;
         let now = server.now.borrow().revision;
         tracing::info!("the register is at revision {}", now.0);
-        let serving = Arc::clone(&server).serve(listening.listener);
+        let serving = Arc::clone(&server).serve(listening.listener()?);
         say(&format!("ready authority={}", listening.address));
         tokio::select! {
             () = serving => {}

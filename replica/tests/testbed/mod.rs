@@ -173,6 +173,8 @@ impl Testbed {
             timing,
             seed,
             log_tail_bytes: 1 << 20,
+            log_pin_bytes: 1 << 30,
+            piece_bytes: 1 << 10,
             checkpoint_bytes: 4_000,
         };
         let (replica, effects) =
@@ -256,7 +258,11 @@ impl Testbed {
         for effect in effects {
             match effect {
                 Effect::Reply { to, answer } => self.parcels.push(Parcel::Reply { to, answer }),
-                Effect::Know(_) | Effect::Release(_) => {}
+                Effect::Know(_)
+                | Effect::Release(_)
+                | Effect::ReadRows { .. }
+                | Effect::Receive { .. }
+                | Effect::Install { .. } => {}
                 Effect::Send { to, message } => {
                     let to = self.nodes.iter().position(|node| node.member.store == to);
                     let to = to.expect("a known store");

@@ -12,9 +12,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bytes::Bytes;
 
 use super::{Engine, HeadFile, Row, Rows, Tree};
-use crate::error::{Cause, EngineError};
+use crate::error::{Cause, EngineError, OpenError};
 use crate::limits::SLOT_BYTES;
 use crate::open::Disk;
+use crate::snapshot::Site;
 
 /// How many rows a scan copies at a time.
 const SCAN_ROWS: usize = 32;
@@ -119,6 +120,9 @@ struct Inner {
     /// Writes, flushes and syncs left until one fails, if one shall.
     fail_after: Option<u64>,
     writes: u64,
+    /// A disk that a replacement is built on, and whether it is to take this one's place.
+    incoming: Option<MemoryDisk>,
+    accepted: bool,
 }
 
 impl Inner {
@@ -160,15 +164,32 @@ impl MemoryDisk {
         self.inner.lock().expect("no panic while the disk was locked")
     }
 
-    /// The parts of the disk, for [`open`](crate::open()).
+    /// The parts of the disk, for [`open`](crate::open()). A replacement that was accepted takes
+    /// its place first.
+    ///
+    /// # Panics
+    /// If the replacement is still open.
     #[must_use]
     pub fn disk(&self) -> Disk {
-        let epoch = self.lock().epoch;
+        let epoch = {
+            let inner = &mut *self.lock();
+            let incoming = inner.incoming.take();
+            if let Some(incoming) = incoming.filter(|_| inner.accepted) {
+                let incoming = std::mem::take(&mut *incoming.lock());
+                inner.log = incoming.log;
+                inner.tables = incoming.tables;
+                inner.head = incoming.head;
+                inner.head_synced = incoming.head_synced;
+            }
+            inner.accepted = false;
+            inner.epoch
+        };
         let part = |part, place| Arc::new(MemoryEngine { disk: self.clone(), part, place, epoch });
         Disk {
             log: part(Part::Log, "memory log"),
             tables: part(Part::Tables, "memory tables"),
             head: Box::new(MemoryHead { disk: self.clone(), epoch }),
+            site: Arc::new(MemorySite { disk: self.clone(), epoch }),
         }
     }
 
@@ -182,6 +203,9 @@ impl MemoryDisk {
         crash_head(inner, &mut random);
         inner.epoch += 1;
         inner.fail_after = None;
+        if let Some(incoming) = &inner.incoming {
+            incoming.crash(random.next());
+        }
     }
 
     /// Cuts off every store that is open, as when a process is killed: all that was written stays,
@@ -190,11 +214,18 @@ impl MemoryDisk {
         let inner = &mut *self.lock();
         inner.epoch += 1;
         inner.fail_after = None;
+        if let Some(incoming) = &inner.incoming {
+            incoming.kill();
+        }
     }
 
     /// Lets `writes` more writes, flushes or syncs succeed; all later ones fail until a crash.
     pub fn fail_after(&self, writes: u64) {
-        self.lock().fail_after = Some(writes);
+        let inner = &mut *self.lock();
+        inner.fail_after = Some(writes);
+        if let Some(incoming) = &inner.incoming {
+            incoming.fail_after(writes);
+        }
     }
 
     /// How many writes, flushes and syncs were tried so far.
@@ -429,5 +460,41 @@ impl HeadFile for MemoryHead {
             inner.head_synced = inner.head.clone();
             Ok(())
         })
+    }
+}
+
+#[derive(Debug)]
+struct MemorySite {
+    disk: MemoryDisk,
+    epoch: u64,
+}
+
+impl MemorySite {
+    fn with<T>(
+        &self,
+        doing: &'static str,
+        action: impl FnOnce(&mut Inner) -> T,
+    ) -> Result<T, OpenError> {
+        let inner = &mut *self.disk.lock();
+        let crashed = (inner.epoch != self.epoch).then_some("the disk has crashed");
+        match crashed.map_or_else(|| inner.step(), Err) {
+            Ok(()) => Ok(action(inner)),
+            Err(why) => {
+                let cause = Cause::Other(why.to_owned());
+                Err(EngineError::new("memory disk", doing, cause).into())
+            }
+        }
+    }
+}
+
+impl Site for MemorySite {
+    fn clear(&self) -> Result<Disk, OpenError> {
+        let disk = MemoryDisk::new();
+        self.with("begin a replacement", |inner| inner.incoming = Some(disk.clone()))?;
+        Ok(disk.disk())
+    }
+
+    fn accept(&self) -> Result<(), OpenError> {
+        self.with("accept a replacement", |inner| inner.accepted = true)
     }
 }

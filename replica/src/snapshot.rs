@@ -1,0 +1,329 @@
+//! Catch-up of a learner whose log does not reach the primary's: a snapshot of the primary's tables.
+//!
+//! ```text
+//! primary                                             learner
+//! rows, from the first table and key on
+//!   ReadRows ─▶ RowsRead ─▶ Snapshot{Effects} ──────▶ Receive ─▶ Received
+//!   ...                              SnapshotOk ◀──── (durable or not: it is of use only whole)
+//! the effects of the records after s, up to e
+//!   Snapshot{Effects} ──────────────────────────────▶ ...
+//! Snapshot{End at e} ───────────────────────────────▶ Install: a new process opens the new store
+//!                                          Join ◀──── and is fed from e + 1 on
+//! ```
+//! - `s` is the applied point before the first row was read, `e` the one after the last. The log
+//!   after `s` is pinned until the learner has joined.
+//! - All of it is committed: only what was folded is read. Tables whose fold a crash cut short may
+//!   show some effects of records after `e`; they are in the primary's log, and no learner becomes a
+//!   replica before it has all of that.
+//! - One piece is on its way at a time, and is sent again until it is acknowledged. If either
+//!   process dies, the snapshot begins anew under another id; a new view of the same process does
+//!   not disturb it.
+//! - A learner installs a snapshot only if it ends at or beyond all that it knows to be committed,
+//!   and all that it acknowledged in this view.
+
+use onlyonce_storage::{Cursor, Entry, Index, Mark, Rows};
+use onlyonce_wire::StoreId;
+use onlyonce_wire::authority::Member;
+use rand::Rng;
+
+use crate::config::Timing;
+use crate::event::{Effect, Moment};
+use crate::message::{PeerMessage, Piece, SnapshotId};
+use crate::replica::{Replica, Role, Stop};
+
+/// A snapshot on its way to a learner.
+pub(crate) struct Sending {
+    id: SnapshotId,
+    pub(crate) member: Member,
+    process: u64,
+    /// The records after this one are part of what the learner needs.
+    pub(crate) after: Index,
+    stage: Stage,
+    /// The newest piece.
+    number: u64,
+    bytes: u64,
+    sent: Moment,
+    progressed: Moment,
+    told: Moment,
+}
+
+enum Stage {
+    /// Rows are being read.
+    Reading,
+    /// A piece is on its way; `rest` follows it.
+    Sent { piece: Piece, rest: Rest },
+    /// The learner has all of it, and will join.
+    Installing,
+}
+
+/// What is left to be sent after a piece.
+#[derive(Clone, Debug)]
+enum Rest {
+    /// Rows.
+    Rows(Cursor),
+    /// The effects of the records from `next` on, up to `end`.
+    Records { next: Index, end: Mark },
+    /// Nothing.
+    Nothing,
+}
+
+/// A snapshot on its way to this learner.
+pub(crate) struct Receiving {
+    id: SnapshotId,
+    /// The number of the next piece.
+    next: u64,
+    /// Whether it is being written.
+    writing: bool,
+    /// When the newest piece came.
+    heard: Moment,
+}
+
+impl Receiving {
+    /// Whether no piece came for so long that the primary is to be asked again.
+    pub(crate) fn is_silent(&self, now: Moment, timing: &Timing) -> bool {
+        now.since(self.heard) > timing.append_timeout
+    }
+}
+
+/// How long a snapshot may stand still, in `append_timeout`s.
+const STALL_APPEND_TIMEOUTS: u32 = 10;
+/// How often its progress is told.
+const TELL: std::time::Duration = std::time::Duration::from_secs(5);
+
+impl Replica {
+    /// Begins to send a snapshot to a store that the log cannot feed.
+    pub(crate) fn begin_snapshot(&mut self, member: Member, process: u64) {
+        let after = self.state.applied();
+        let known = self.is_named(member.store);
+        let Role::Primary(primary) = &mut self.role else { return };
+        if known || primary.sending.is_some() {
+            // It asks again.
+            return;
+        }
+        let id = SnapshotId(self.rng.random());
+        tracing::info!(follower = member.name, after = after.0, "send a snapshot");
+        primary.sending = Some(Sending {
+            id,
+            member,
+            process,
+            after,
+            stage: Stage::Reading,
+            number: 0,
+            bytes: 0,
+            sent: self.now,
+            progressed: self.now,
+            told: self.now,
+        });
+        self.effects.push(Effect::ReadRows { id, from: Cursor::start() });
+    }
+
+    /// Whether the view, or that of an unresolved proposal, names this store as a replica.
+    fn is_named(&self, store: StoreId) -> bool {
+        let known = self.known.iter().map(|known| &known.register);
+        let proposed = self.proposal.iter().map(|proposal| &proposal.register);
+        known.chain(proposed).any(|register| register.replica(store).is_some())
+    }
+
+    fn sending(&mut self, id: SnapshotId) -> Option<&mut Sending> {
+        match &mut self.role {
+            Role::Primary(primary) => primary.sending.as_mut().filter(|it| it.id == id),
+            Role::Starting(_) | Role::Recovering(_) | Role::Follower(_) | Role::Stopped => None,
+        }
+    }
+
+    pub(crate) fn on_rows_read(&mut self, id: SnapshotId, rows: Rows) {
+        let Some(sending) = self.sending(id) else { return };
+        let rest = match rows.next {
+            Some(cursor) => Rest::Rows(cursor),
+            None => Rest::Records { next: sending.after.next(), end: rows.applied },
+        };
+        let piece = Piece::Effects(rows.entry.encode());
+        sending.stage = Stage::Sent { piece, rest };
+        self.send_piece();
+    }
+
+    /// Sends the newest piece (again).
+    fn send_piece(&mut self) {
+        let now = self.now;
+        let view = self.view();
+        let Role::Primary(primary) = &mut self.role else { return };
+        let Some(sending) = &mut primary.sending else { return };
+        let Stage::Sent { piece, .. } = &sending.stage else { return };
+        sending.sent = now;
+        let (id, number, piece) = (sending.id, sending.number, piece.clone());
+        let to = sending.member.store;
+        self.send(to, PeerMessage::Snapshot { view, id, number, piece });
+    }
+
+    /// A piece arrived: the next one follows.
+    pub(crate) fn on_snapshot_ok(
+        &mut self,
+        from: StoreId,
+        id: SnapshotId,
+        number: u64,
+    ) -> Result<(), Stop> {
+        let now = self.now;
+        let Some(sending) = self.sending(id) else { return Ok(()) };
+        let Stage::Sent { piece, rest } = &sending.stage else { return Ok(()) };
+        if from != sending.member.store || number != sending.number {
+            return Ok(());
+        }
+        sending.bytes += piece.bytes() as u64;
+        sending.progressed = now;
+        if now.since(sending.told) > TELL {
+            sending.told = now;
+            let follower = &sending.member.name;
+            tracing::info!(follower, bytes = sending.bytes, "sending a snapshot");
+        }
+        sending.number += 1;
+        match rest.clone() {
+            Rest::Rows(from) => {
+                sending.stage = Stage::Reading;
+                self.effects.push(Effect::ReadRows { id, from });
+                Ok(())
+            }
+            Rest::Records { next, end } => self.send_records(id, next, end),
+            Rest::Nothing => {
+                tracing::info!(
+                    follower = sending.member.name,
+                    bytes = sending.bytes,
+                    "the snapshot is sent"
+                );
+                sending.stage = Stage::Installing;
+                Ok(())
+            }
+        }
+    }
+
+    /// Sends the effects of some records after the rows, or the end.
+    fn send_records(&mut self, id: SnapshotId, next: Index, end: Mark) -> Result<(), Stop> {
+        let stage = if next > end.index {
+            Stage::Sent { piece: Piece::End(end), rest: Rest::Nothing }
+        } else {
+            let mut entry = Entry::default();
+            let mut after = next;
+            for record in self.state.records(next, self.config.piece_bytes)? {
+                if record.index > end.index {
+                    break;
+                }
+                after = record.index.next();
+                let effects = record.entries.iter().flat_map(|entry| &entry.effects);
+                entry.effects.extend(effects.cloned());
+            }
+            if after == next {
+                self.abandon_snapshot("the log no longer holds what it needs");
+                return Ok(());
+            }
+            let rest = Rest::Records { next: after, end };
+            Stage::Sent { piece: Piece::Effects(entry.encode()), rest }
+        };
+        if let Some(sending) = self.sending(id) {
+            sending.stage = stage;
+        }
+        self.send_piece();
+        Ok(())
+    }
+
+    fn abandon_snapshot(&mut self, why: &str) {
+        let Role::Primary(primary) = &mut self.role else { return };
+        if let Some(sending) = primary.sending.take() {
+            tracing::warn!(follower = sending.member.name, "give up sending a snapshot: {why}");
+        }
+    }
+
+    /// Whether a store that joins gets a snapshot at the moment, and goes on waiting for it.
+    pub(crate) fn is_being_sent_to(&mut self, from: StoreId, process: u64) -> bool {
+        let Role::Primary(primary) = &mut self.role else { return false };
+        match &primary.sending {
+            Some(sending) if sending.member.store == from => {
+                if sending.process == process {
+                    return true;
+                }
+                // It installed it, or died before.
+                primary.sending = None;
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// Repeats what got no answer, and ends what stands still.
+    pub(crate) fn tick_snapshot(&mut self) {
+        let timing = self.config.timing;
+        let now = self.now;
+        let Role::Primary(primary) = &self.role else { return };
+        let Some(sending) = &primary.sending else { return };
+        if now.since(sending.progressed) > timing.append_timeout * STALL_APPEND_TIMEOUTS {
+            self.abandon_snapshot("it makes no progress");
+        } else if now.since(sending.sent) > timing.resend {
+            self.send_piece();
+        }
+    }
+
+    /// Takes a piece of a snapshot from this view's primary.
+    pub(crate) fn on_snapshot(&mut self, id: SnapshotId, number: u64, piece: Piece) {
+        let now = self.now;
+        let busy = !self.writing.is_empty();
+        let committed = self.state.committed();
+        if self.is_backup() {
+            return;
+        }
+        let Role::Follower(follower) = &mut self.role else { return };
+        if number == 0 && follower.receiving.as_ref().is_none_or(|it| it.id != id) {
+            follower.receiving = Some(Receiving { id, next: 0, writing: false, heard: now });
+        }
+        let acknowledged = follower.matched;
+        let Some(receiving) = follower.receiving.as_mut().filter(|it| it.id == id) else { return };
+        receiving.heard = now;
+        if number > receiving.next || receiving.writing {
+            return;
+        }
+        if number < receiving.next {
+            self.acknowledge_piece(id, number);
+            return;
+        }
+        match piece {
+            Piece::Effects(bytes) => {
+                let Ok(entry) = Entry::decode(&bytes) else {
+                    tracing::warn!("ignore a piece of a snapshot that does not decode");
+                    return;
+                };
+                receiving.writing = true;
+                self.effects.push(Effect::Receive { id, number, entry });
+            }
+            Piece::End(end) if end.index < committed.max(acknowledged) => {
+                tracing::info!(end = end.index.0, committed = committed.0, "drop an old snapshot");
+                follower.receiving = None;
+            }
+            // The primary sends it again; what is being written belongs to the old store.
+            Piece::End(_) if busy => {}
+            Piece::End(end) => self.install(id, number, end),
+        }
+    }
+
+    /// The old store is at rest: the new one takes its place, with the same promises.
+    fn install(&mut self, id: SnapshotId, number: u64, end: Mark) {
+        assert!(self.durable_view == self.saved.view, "nothing is being written");
+        assert!(self.saved.proposal.is_none(), "a learner has no proposal");
+        tracing::info!(end = end.index.0, "install a snapshot");
+        self.acknowledge_piece(id, number);
+        self.effects.push(Effect::Install { end, state: self.saved.encode() });
+        self.role = Role::Stopped;
+    }
+
+    pub(crate) fn on_received(&mut self, id: SnapshotId, number: u64) {
+        let Role::Follower(follower) = &mut self.role else { return };
+        let Some(receiving) = &mut follower.receiving else { return };
+        if receiving.id == id && receiving.writing && receiving.next == number {
+            receiving.writing = false;
+            receiving.next += 1;
+            self.acknowledge_piece(id, number);
+        }
+    }
+
+    fn acknowledge_piece(&mut self, id: SnapshotId, number: u64) {
+        let Some(known) = &self.known else { return };
+        let to = known.register.primary.store;
+        self.send(to, PeerMessage::SnapshotOk { id, number });
+    }
+}

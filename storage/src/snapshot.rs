@@ -1,0 +1,133 @@
+//! Snapshots: a store's rows for another one, and the store that is built from them.
+//!
+//! A snapshot is a sequence of entries. The first ones are the rows of the tables, read in key order
+//! while checkpoints go on in between; so they show the state of different moments, the earliest
+//! being `s`, the applied point before the first was read. The effects of the records after `s`
+//! follow, up to `e`, the applied point after the last row was read. Effects are absolute: whoever
+//! folds all of it into empty tables, in order, has exactly the state at `e`.
+//!
+//! The receiver builds a new store beside the one that it has ([`Incoming`]), complete and durable,
+//! and puts it in the old one's place in one step: [`Incoming::finish`]. The next open finds it. At
+//! any moment before, the old store is the store.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::checkpoint::Checkpointer;
+use crate::engine::{Engine, HeadFile};
+use crate::error::{OpenError, StorageError};
+use crate::limits::INCOMING_FLUSH_BYTES;
+use crate::open::{Disk, create};
+use crate::record::{Effect, Entry, Mark, Table};
+use crate::tables::Tables;
+
+/// Where a store can be built beside the one that is open, to replace it.
+pub trait Site: fmt::Debug + Send + Sync {
+    /// An empty disk beside the store's own; what an earlier attempt left is removed.
+    fn clear(&self) -> Result<Disk, OpenError>;
+
+    /// Puts what was built there in the store's place, for the next open: atomically, and durably.
+    fn accept(&self) -> Result<(), OpenError>;
+}
+
+/// Where the reading of rows goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    table: Table,
+    start: Bytes,
+}
+
+impl Cursor {
+    /// Before the first row of the first table.
+    #[must_use]
+    pub fn start() -> Self {
+        Self { table: Table::ALL[0], start: Bytes::new() }
+    }
+}
+
+/// Rows of the tables, in the order of tables and keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// The rows, as effects that write them.
+    pub entry: Entry,
+    /// Where to go on; none after the last row.
+    pub next: Option<Cursor>,
+    /// The applied point at which they were read.
+    pub applied: Mark,
+}
+
+impl Checkpointer {
+    /// Reads rows from `from` on, until `max_bytes` are reached. No checkpoint folds meanwhile: the
+    /// rows are those of one applied point.
+    pub fn read_rows(&self, from: &Cursor, max_bytes: usize) -> Result<Rows, StorageError> {
+        let mut rows = Rows { entry: Entry::default(), next: None, applied: self.shared.applied() };
+        let mut bytes = 0;
+        for table in Table::ALL.into_iter().filter(|table| *table >= from.table) {
+            let start = if table == from.table { from.start.clone() } else { Bytes::new() };
+            for row in self.tables.scan(table, &start, None) {
+                let (key, row) = row?;
+                if bytes >= max_bytes {
+                    rows.next = Some(Cursor { table, start: key });
+                    return Ok(rows);
+                }
+                let value = self.tables.value(table, &key, &row)?;
+                let effect = Effect::put(table, key, value);
+                bytes += effect.bytes();
+                rows.entry.effects.push(effect);
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Begins to build a store that will replace this one, under the same id. An earlier attempt is
+    /// removed, and must have been dropped.
+    pub fn begin_incoming(&self) -> Result<Incoming, OpenError> {
+        let disk = self.site.clear()?;
+        Ok(Incoming {
+            tables: Tables::new(disk.tables),
+            log: disk.log,
+            head: disk.head,
+            site: self.site.clone(),
+            store_id: self.store_id,
+            unflushed: 0,
+        })
+    }
+}
+
+/// A store that is being built to replace another one.
+#[derive(Debug)]
+pub struct Incoming {
+    tables: Tables,
+    log: Arc<dyn Engine>,
+    head: Box<dyn HeadFile>,
+    site: Arc<dyn Site>,
+    store_id: u128,
+    unflushed: usize,
+}
+
+impl Incoming {
+    /// Folds the next entry of the snapshot.
+    pub fn fold(&mut self, entry: &Entry) -> Result<(), StorageError> {
+        for effect in &entry.effects {
+            self.tables.fold(effect.table, &effect.key, effect.value.as_deref(), false)?;
+        }
+        self.unflushed += entry.bytes();
+        if self.unflushed >= INCOMING_FLUSH_BYTES {
+            self.unflushed = 0;
+            self.tables.flush()?;
+        }
+        Ok(())
+    }
+
+    /// The snapshot is complete: its state is that at `end`. Makes the store whole, with `state` as
+    /// the replication's, and the one that the next open finds. The caller opens it before it does
+    /// anything else with the old one.
+    pub fn finish(self, end: Mark, state: Bytes) -> Result<(), OpenError> {
+        let Self { tables, log, head, site, store_id, .. } = self;
+        let head = create(&*log, &tables, head, store_id, end, state)?;
+        drop((tables, log, head));
+        site.accept()
+    }
+}
