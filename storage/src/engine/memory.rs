@@ -490,11 +490,20 @@ impl MemorySite {
 impl Site for MemorySite {
     fn clear(&self) -> Result<Disk, OpenError> {
         let disk = MemoryDisk::new();
-        self.with("begin a replacement", |inner| inner.incoming = Some(disk.clone()))?;
+        self.with("begin a replacement", |inner| {
+            disk.lock().fail_after = inner.fail_after;
+            inner.incoming = Some(disk.clone());
+        })?;
         Ok(disk.disk())
     }
 
     fn accept(&self) -> Result<(), OpenError> {
+        {
+            // The writes to the replacement were writes to this disk.
+            let inner = &mut *self.disk.lock();
+            let spent = inner.incoming.as_ref().map_or(0, MemoryDisk::writes);
+            inner.fail_after = inner.fail_after.map(|left| left.saturating_sub(spent));
+        }
         self.with("accept a replacement", |inner| inner.accepted = true)
     }
 }
