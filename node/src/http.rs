@@ -245,7 +245,7 @@ fn gauges(status: &NodeStatus, connections: usize) -> [Metric<u64>; 10] {
     ]
 }
 
-fn totals(counters: &Counters) -> [Metric<f64>; 11] {
+fn totals(counters: &Counters) -> [Metric<f64>; 13] {
     let seconds = counters.flush_nanoseconds.get() as f64 / 1e9;
     let count = |counter: &Counter| counter.get() as f64;
     [
@@ -276,5 +276,15 @@ fn totals(counters: &Counters) -> [Metric<f64>; 11] {
         ("log_flush_seconds_total", seconds, "The time that they took together."),
         ("log_records_total", count(&counters.records), "Records that were made durable."),
         ("checkpoints_total", count(&counters.checkpoints), "Checkpoints that ended."),
+        (
+            "snapshot_read_bytes_total",
+            count(&counters.snapshot_bytes_read),
+            "Bytes of rows that were read for learners' snapshots.",
+        ),
+        (
+            "snapshot_received_bytes_total",
+            count(&counters.snapshot_bytes_received),
+            "Bytes of snapshots that were written here.",
+        ),
     ]
 }
