@@ -255,7 +255,8 @@ impl Replica {
             let before = progress.next.previous();
             let before_view =
                 if before == floor { Some(floor_view) } else { self.state.view_at(before)? };
-            let before_view = before_view.expect("the log knows the views from its floor on");
+            // None if the log writer pruned it this very moment: the floor has risen.
+            let Some(before_view) = before_view else { continue };
             let records = if progress.next > last {
                 Vec::new()
             } else {
