@@ -135,6 +135,8 @@ pub enum PeerMessage {
     Snapshot {
         /// The sender's view.
         view: View,
+        /// The learner's process that asked for it: what another one was sent is of no use.
+        process: u64,
         /// Which snapshot.
         id: SnapshotId,
         /// Which piece of it, from 0 on.

@@ -301,8 +301,8 @@ impl Replica {
             PeerMessage::HoldsCommitted { view, index } => {
                 self.on_holds_committed(from, view, index)?;
             }
-            PeerMessage::Snapshot { view, id, number, piece } => {
-                if self.is_from_my_primary(from, view) {
+            PeerMessage::Snapshot { view, process, id, number, piece } => {
+                if self.is_from_my_primary(from, view) && process == self.process {
                     self.on_snapshot(id, number, piece);
                 }
             }

@@ -18,8 +18,10 @@
 //! - One piece is on its way at a time, and is sent again until it is acknowledged. If either
 //!   process dies, the snapshot begins anew under another id; a new view of the same process does
 //!   not disturb it.
-//! - A learner installs a snapshot only if it ends at or beyond all that it knows to be committed,
-//!   and all that it acknowledged in this view.
+//! - A learner installs a snapshot only if this very process asked for it, and if it ends at or
+//!   beyond all that it knows to be committed and all that it acknowledged in this view. What an
+//!   earlier process acknowledged the primary may still count: a late copy of a snapshot from before
+//!   must not take it away.
 
 use onlyonce_storage::{Cursor, Entry, Index, Mark, Rows};
 use onlyonce_wire::StoreId;
@@ -150,9 +152,9 @@ impl Replica {
         let Some(sending) = &mut primary.sending else { return };
         let Stage::Sent { piece, .. } = &sending.stage else { return };
         sending.sent = now;
-        let (id, number, piece) = (sending.id, sending.number, piece.clone());
-        let to = sending.member.store;
-        self.send(to, PeerMessage::Snapshot { view, id, number, piece });
+        let (process, id, number) = (sending.process, sending.id, sending.number);
+        let (to, piece) = (sending.member.store, piece.clone());
+        self.send(to, PeerMessage::Snapshot { view, process, id, number, piece });
     }
 
     /// A piece arrived: the next one follows.
