@@ -336,6 +336,7 @@ fn replica_config(config: &ServeConfig, me: Member) -> Config {
         log_pin_bytes: config.log_pin_bytes,
         piece_bytes: PIECE_BYTES,
         checkpoint_bytes: config.checkpoint_bytes,
+        limits: onlyonce_replica::Limits::default(),
     }
 }
 

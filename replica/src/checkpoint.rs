@@ -6,6 +6,8 @@ use onlyonce_storage::{Index, Record};
 
 use crate::config::Config;
 use crate::event::{Effect, Moment};
+use crate::marks::Mark;
+use crate::mutations::Rule;
 use crate::replica::Replica;
 
 /// The state of checkpoints.
@@ -64,7 +66,13 @@ impl Replica {
         if !due {
             return;
         }
+        if self.breaks(Rule::UncommittedFolded) {
+            self.state.commit(self.state.persisted());
+        }
         if let Some(generation) = self.state.freeze() {
+            if generation.upto() < self.state.last().1 {
+                self.marks.hit(Mark::CheckpointBelowUncommitted);
+            }
             self.checkpointing.folding = Some(generation.upto());
             self.checkpointing.last = self.now;
             self.effects.push(Effect::Checkpoint(generation));
@@ -79,6 +87,7 @@ impl Replica {
         let Config { log_tail_bytes, log_pin_bytes, .. } = self.config;
         let prunable = self.checkpointing.prunable(log_tail_bytes, pin, log_pin_bytes).min(upto);
         if prunable >= self.state.first() {
+            self.marks.hit(Mark::LogPruned);
             self.effects.push(Effect::Prune { upto: prunable });
         }
     }

@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use onlyonce_wire::authority::Member;
+use onlyonce_wire::limits as wire;
+
+use crate::limits::APPEND_BYTES_MAX;
 
 /// How a node runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +40,43 @@ pub struct Config {
     pub piece_bytes: usize,
     /// How many committed bytes make a checkpoint due.
     pub checkpoint_bytes: usize,
+    /// Bounds that tests and simulations make tighter.
+    pub limits: Limits,
+    /// The rule that this node breaks.
+    #[cfg(feature = "mutations")]
+    pub broken: Option<crate::Rule>,
+}
+
+/// Bounds that are met sooner when they are tighter. None may be above its default, which the
+/// other bounds rest on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How far a session's newest request may be ahead of its oldest unacknowledged one.
+    pub window: u64,
+    /// The most bytes of saved replies a session.
+    pub saved_reply_bytes: u64,
+    /// The most bytes of records in one append or tail, but always at least one record.
+    pub append_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            window: wire::WINDOW,
+            saved_reply_bytes: wire::SAVED_REPLY_BYTES_MAX,
+            append_bytes: APPEND_BYTES_MAX,
+        }
+    }
+}
+
+impl Limits {
+    /// Whether no bound is above its default.
+    pub(crate) fn are_safe(&self) -> bool {
+        let most = Self::default();
+        self.window <= most.window
+            && self.saved_reply_bytes <= most.saved_reply_bytes
+            && self.append_bytes <= most.append_bytes
+    }
 }
 
 /// The durations of the protocol.

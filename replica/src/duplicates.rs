@@ -29,6 +29,7 @@ use onlyonce_wire::client::{Answer, ExecuteId, Fingerprint, Limit, Refusal};
 use onlyonce_wire::{IdempotencyKey, OpenedAt, Seq, Session, SessionId, limits};
 
 use crate::Stop;
+use crate::config::Limits;
 use crate::event::Moment;
 use crate::rows::{KEY_COUNT, ReplyRow, SessionRow, decode_key_count};
 
@@ -36,6 +37,7 @@ use crate::rows::{KEY_COUNT, ReplyRow, SessionRow, decode_key_count};
 pub(crate) struct DuplicateTable {
     sessions: HashMap<SessionId, Live>,
     idempotency_keys: u64,
+    limits: Limits,
 }
 
 /// A session and what only the primary knows of it.
@@ -75,7 +77,7 @@ impl Verdict {
 
 impl DuplicateTable {
     /// Loads the sessions from their rows, all of which are committed.
-    pub(crate) fn load(state: &State, now: Moment) -> Result<Self, Stop> {
+    pub(crate) fn load(state: &State, now: Moment, limits: Limits) -> Result<Self, Stop> {
         let mut sessions = HashMap::new();
         for row in state.scan(Table::Sessions, &[], None) {
             let row = row?;
@@ -85,7 +87,21 @@ impl DuplicateTable {
             sessions.insert(SessionRow::id(&row.key)?, live);
         }
         let count = state.get(Table::Keys, KEY_COUNT)?.value;
-        Ok(Self { sessions, idempotency_keys: decode_key_count(count.as_ref())? })
+        Ok(Self { sessions, idempotency_keys: decode_key_count(count.as_ref())?, limits })
+    }
+
+    /// Breaks [`Rule::WatermarkForgotten`](crate::mutations::Rule::WatermarkForgotten).
+    pub(crate) fn forget_watermarks(&mut self) {
+        self.sessions.values_mut().for_each(|live| live.row.first_unacked = Seq(1));
+    }
+
+    /// Breaks [`Rule::SessionReopened`](crate::mutations::Rule::SessionReopened).
+    pub(crate) fn reopen(&mut self, id: &ExecuteId, now: Moment) {
+        if let ExecuteId::Session { session, .. } = id {
+            let row =
+                SessionRow { opened_at: session.opened_at, first_unacked: Seq(1), saved_bytes: 0 };
+            self.sessions.insert(session.id, Live { row, index: Index::ZERO, last_used: now });
+        }
     }
 
     pub(crate) fn sessions(&self) -> usize {
@@ -140,8 +156,9 @@ impl DuplicateTable {
             return known_reply(value, fingerprint, saved.index);
         }
         let watermark = live.row.first_unacked.max(first_unacked);
-        if seq.0 - watermark.0 >= limits::WINDOW {
-            let refusal = Refusal::WindowFull { first_unacked: watermark, window: limits::WINDOW };
+        let window = self.limits.window;
+        if seq.0 - watermark.0 >= window {
+            let refusal = Refusal::WindowFull { first_unacked: watermark, window };
             return Ok(Verdict::NotNow(refusal));
         }
         Ok(Verdict::New)
@@ -226,7 +243,7 @@ impl DuplicateTable {
         row.first_unacked = row.first_unacked.max(first_unacked);
         let value = reply.encode();
         row.saved_bytes += value.len() as u64;
-        if row.saved_bytes > limits::SAVED_REPLY_BYTES_MAX {
+        if row.saved_bytes > self.limits.saved_reply_bytes {
             return Ok(Err(Refusal::Busy(Limit::SavedReplies)));
         }
         effects.append(&mut deletes);

@@ -15,7 +15,9 @@ use onlyonce_wire::StoreId;
 use onlyonce_wire::authority::{Register, Revision};
 
 use crate::event::Moment;
+use crate::marks::Mark;
 use crate::message::{PeerMessage, Position};
+use crate::mutations::Rule;
 use crate::replica::{Replica, Role, Stop, decode_records, view_of};
 use crate::snapshot::Receiving;
 
@@ -50,6 +52,11 @@ impl Follower {
             receiving: None,
         }
     }
+
+    /// Whether it is not known to have all that is committed.
+    pub(crate) fn is_catching_up(&self) -> bool {
+        self.matched < self.told_committed
+    }
 }
 
 impl Replica {
@@ -58,6 +65,10 @@ impl Replica {
     pub(crate) fn is_from_my_primary(&mut self, from: StoreId, view: View) -> bool {
         let Some(known) = &self.known else { return false };
         if view < view_of(&known.register) {
+            if self.breaks(Rule::AcceptsOldView) {
+                return matches!(self.role, Role::Follower(_));
+            }
+            self.marks.hit(Mark::StalePrimaryTold);
             let (register, revision) = (known.register.clone(), known.revision);
             self.send(from, PeerMessage::NewerView { register, revision });
             return false;
@@ -81,7 +92,7 @@ impl Replica {
             return;
         }
         let stuck = self.flush_is_stuck();
-        let promises = self.proposal.is_none();
+        let promises = self.proposal.is_none() || self.breaks(Rule::ProposerPromises);
         let now = self.now;
         let Role::Follower(follower) = &mut self.role else { return };
         follower.heard = now;
@@ -89,6 +100,10 @@ impl Replica {
         if promises && !stuck {
             follower.grace_from = now;
             self.send(from, PeerMessage::Echo { view, nonce });
+        } else if promises {
+            self.marks.hit(Mark::EchoWithheldByFlush);
+        } else {
+            self.marks.hit(Mark::EchoWithheldByProposal);
         }
         self.follow_committed();
     }
@@ -101,7 +116,11 @@ impl Replica {
         committed: Index,
         records: Vec<Bytes>,
     ) -> Result<(), Stop> {
-        if !self.is_from_my_primary(from, view) || self.proposal.is_some() {
+        if !self.is_from_my_primary(from, view) {
+            return Ok(());
+        }
+        if self.proposal.is_some() && !self.breaks(Rule::ProposerPromises) {
+            self.marks.hit(Mark::AppendIgnoredByProposal);
             return Ok(());
         }
         if self.state.overlay_bytes() > OVERLAY_BYTES_MAX {
@@ -135,6 +154,7 @@ impl Replica {
             if previous.index <= committed && self.state.view_at(previous.index)?.is_some() {
                 PeerMessage::HoldsCommitted { view, index: previous.index }
             } else {
+                self.marks.hit(Mark::AppendMismatched);
                 PeerMessage::AppendMismatch { view, previous: previous.index, committed }
             };
         self.send(from, message);
@@ -163,6 +183,7 @@ impl Replica {
                 return Ok(false);
             }
             tracing::info!(from = index.0, upto = self.state.last().1.0, "cut the log's tail");
+            self.marks.hit(Mark::TailCut);
             self.cut(index.previous());
         }
         assert_eq!(index, self.state.last().1.next(), "records of an append are consecutive");
@@ -180,14 +201,17 @@ impl Replica {
     pub(crate) fn acknowledge(&mut self) {
         self.follow_committed();
         let view = self.view();
-        if self.durable_view < view || self.proposal.is_some() {
+        let promises = self.proposal.is_none() || self.breaks(Rule::ProposerPromises);
+        if self.durable_view < view || !promises {
             return;
         }
-        let persisted = self.state.persisted();
+        let unpersisted = self.breaks(Rule::AcknowledgesUnpersisted);
+        let persisted = if unpersisted { self.state.last().1 } else { self.state.persisted() };
+        let log_end = self.breaks(Rule::AcknowledgesLogEnd);
         let Some(known) = &self.known else { return };
         let to = known.register.primary.store;
         let Role::Follower(follower) = &mut self.role else { return };
-        let durable = follower.matched.min(persisted);
+        let durable = if log_end { persisted } else { follower.matched.min(persisted) };
         if follower.matched > Index::ZERO && follower.acknowledged != Some(durable) {
             follower.acknowledged = Some(durable);
             self.send(to, PeerMessage::AppendOk { view, matched: durable });
@@ -226,9 +250,15 @@ impl Replica {
         let quiet = now.since(follower.grace_from);
         let judges = !stuck && now >= self.lenient_until;
         let due = quiet > timing.grace + follower.jitter;
-        if is_backup && judges && due && self.proposal.is_none() {
+        if !is_backup || !due || self.proposal.is_some() {
+            return;
+        }
+        if judges {
             tracing::warn!(quiet_ms = quiet.as_millis(), "the primary is silent: take over");
+            self.marks.hit(Mark::TakeOver);
             self.propose_myself();
+        } else {
+            self.marks.hit(Mark::JudgementWithheld);
         }
     }
 

@@ -9,12 +9,15 @@
 //! - `duplicates` → which requests ran, and what they were answered,
 //! - `kv` → what an operation does to rows,
 //! - `primary` → records, followers, commit, leases,
+//! - `members` → who belongs to the primary's view,
 //! - `follower` → a backup's or learner's side of it,
 //! - `progress` → what the primary knows of one follower,
 //! - `views` → the start, and following the register,
 //! - `proposal` → changing it,
 //! - `recovery` → a restarted primary,
-//! - `checkpoint` → when entries are folded into the tables.
+//! - `checkpoint` → when entries are folded into the tables,
+//! - `marks` → which rare paths a process took,
+//! - `mutations` → which rules a test can break, to prove that breaking them is noticed.
 //!
 //! # Properties
 //! The invariants are stated, and argued for, in `docs/replication.md`; those that one type keeps are
@@ -33,7 +36,10 @@ mod event;
 mod follower;
 mod kv;
 mod limits;
+mod marks;
+mod members;
 mod message;
+mod mutations;
 mod primary;
 mod progress;
 mod proposal;
@@ -45,8 +51,11 @@ mod saved;
 mod snapshot;
 mod views;
 
-pub use config::{Config, DRIFT_PER_MILLE, Mode, Timing};
+pub use config::{Config, DRIFT_PER_MILLE, Limits, Mode, Timing};
 pub use event::{Effect, Event, Moment, ProposalResult, ReadId, ReplyTo};
 pub use limits::PIECE_BYTES;
+pub use marks::{Mark, Marks};
 pub use message::{PeerHello, PeerMessage, Piece, Position, SnapshotId};
+#[cfg(feature = "mutations")]
+pub use mutations::Rule;
 pub use replica::{Replica, StartError, Stop};

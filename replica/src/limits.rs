@@ -16,10 +16,8 @@ pub(crate) const APPENDS_IN_FLIGHT_MAX: usize = 1_024;
 pub(crate) const CANDIDATE_LAG_MAX: u64 = 64;
 /// How many dropped stores, and how many that cannot be fed, a primary remembers.
 pub(crate) const REMEMBERED_MAX: usize = 64;
-/// The most bytes of records in one append, but always at least one record.
+/// The most bytes of records in one append or tail, but always at least one record.
 pub(crate) const APPEND_BYTES_MAX: usize = 1 << 20;
-/// The most bytes of records in one `Tail`, but always at least one record.
-pub(crate) const FETCHED_BYTES_MAX: usize = 1 << 20;
 /// About how many bytes a piece of a snapshot has: what the primary reads at a time.
 pub const PIECE_BYTES: usize = 256 << 10;
 /// The most bytes of a message beside its records.

@@ -1,4 +1,5 @@
-//! The one replica that executes: it closes records, feeds its followers and commits.
+//! The one replica that executes: it closes records, feeds its followers and commits. Who belongs
+//! to its view: `members`.
 //!
 //! # Invariants
 //! - I1: committed is durable here and acknowledged, in this view, by every replica of the view,
@@ -16,14 +17,13 @@ use onlyonce_wire::client::Answer;
 use onlyonce_wire::{StoreId, limits};
 use rand::Rng;
 
-use crate::config::Timing;
 use crate::duplicates::DuplicateTable;
 use crate::event::{Effect, Moment, ReplyTo};
 use crate::follower::Follower;
-use crate::limits::{
-    APPEND_BYTES_MAX, CANDIDATE_LAG_MAX, RECORD_BYTES_TARGET, RECORDS_IN_FLIGHT_MAX, REMEMBERED_MAX,
-};
+use crate::limits::{RECORD_BYTES_TARGET, RECORDS_IN_FLIGHT_MAX, REMEMBERED_MAX};
+use crate::marks::Mark;
 use crate::message::{PeerMessage, Position};
+use crate::mutations::Rule;
 use crate::progress::Progress;
 use crate::replica::{Replica, Role, Stop};
 use crate::snapshot::Sending;
@@ -33,11 +33,11 @@ pub(crate) struct Primary {
     /// The duplicate table; none while opening.
     pub(crate) table: Option<DuplicateTable>,
     /// Opens when this index is committed.
-    opens_at: Index,
+    pub(crate) opens_at: Index,
     /// The view's backups, and learners.
     pub(crate) followers: BTreeMap<StoreId, Progress>,
     /// A learner that is nearly ready, and since when commits wait for it.
-    candidate: Option<(StoreId, Moment)>,
+    pub(crate) candidate: Option<(StoreId, Moment)>,
     /// The entries of the record that is not yet closed; they are staged.
     open: Vec<Entry>,
     open_bytes: usize,
@@ -51,39 +51,6 @@ pub(crate) struct Primary {
 }
 
 impl Primary {
-    /// The learners to be proposed: they hold everything that may be committed, and from the
-    /// proposal on commits wait for them. While opening, that is everything found in the log,
-    /// whatever this node knows of it.
-    ///
-    /// Under load a learner is always some records behind. One that is near becomes the candidate:
-    /// commits wait for it, for a lease at most, until it has caught up.
-    fn ready_learners(&mut self, committed: Index, now: Moment, timing: &Timing) -> Vec<Member> {
-        let needed = committed.max(self.opens_at);
-        let mut ready = Vec::new();
-        let mut near = None;
-        for (store, progress) in &mut self.followers {
-            if progress.replica || !progress.is_prompt(now, timing) {
-                continue;
-            }
-            if progress.matched >= needed {
-                ready.push(progress.member.clone());
-            } else if progress.matched.0 + CANDIDATE_LAG_MAX >= needed.0 {
-                near = near.or(Some(*store));
-            }
-        }
-        if let Some((store, since)) = self.candidate
-            && now.since(since) > timing.lease
-        {
-            self.candidate = None;
-            if let Some(progress) = self.followers.get_mut(&store) {
-                progress.note_dropped(now);
-            }
-        } else if self.candidate.is_none() {
-            self.candidate = near.map(|store| (store, now));
-        }
-        ready
-    }
-
     fn remember_dropped(&mut self, store: StoreId, progress: Progress) {
         if self.dropped.len() >= REMEMBERED_MAX {
             self.dropped.clear();
@@ -147,11 +114,14 @@ impl Replica {
         primary.candidate = None;
         let mut old = std::mem::take(&mut primary.followers);
         for backup in backups {
+            let learned = old.contains_key(&backup.store);
             let mut progress = old
                 .remove(&backup.store)
                 .unwrap_or_else(|| Progress::new(backup.clone(), next, now));
             progress.begin_view(next);
-            progress.replica = true;
+            if !std::mem::replace(&mut progress.replica, true) && learned {
+                self.marks.hit(Mark::LearnerPromoted);
+            }
             primary.followers.insert(backup.store, progress);
         }
         for (store, mut progress) in old {
@@ -173,6 +143,9 @@ impl Replica {
         let Role::Primary(primary) = &mut self.role else { return };
         let waiters = std::mem::take(&mut primary.waiters);
         tracing::warn!(waiting = waiters.len(), "step down");
+        if !waiters.is_empty() {
+            self.marks.hit(Mark::SteppedDownWithWaiters);
+        }
         for (to, _) in waiters.into_values().flatten() {
             self.effects.push(Effect::Reply { to, answer: Answer::AskAgain });
         }
@@ -183,6 +156,14 @@ impl Replica {
     /// The index of the entry that is executed now.
     pub(crate) fn open_index(&self) -> Index {
         self.state.last().1.next()
+    }
+
+    /// Whether the record at `index`, or one before the checkpoint for [`Index::ZERO`], may be this
+    /// primary's own work.
+    pub(crate) fn may_have_made(&self, index: Index) -> bool {
+        let Role::Primary(primary) = &self.role else { return false };
+        let index = if index == Index::ZERO { self.state.applied() } else { index };
+        index >= primary.opens_at
     }
 
     /// Adds the entry of one request to the open record.
@@ -260,7 +241,7 @@ impl Replica {
             let records = if progress.next > last {
                 Vec::new()
             } else {
-                self.state.records(progress.next, APPEND_BYTES_MAX)?
+                self.state.records(progress.next, self.config.limits.append_bytes)?
             };
             let end = records.last().map_or(before, |record| record.index);
             let bytes = records.iter().map(|record| record.bytes()).sum();
@@ -348,8 +329,9 @@ impl Replica {
 
     pub(crate) fn on_echo(&mut self, from: StoreId, view: View, nonce: u128) {
         let now = self.now;
+        let from_receipt = self.breaks(Rule::LeaseFromReceipt);
         if let Some(progress) = self.follower(from, view) {
-            progress.take_echo(nonce, now);
+            progress.take_echo(nonce, now, from_receipt);
         }
     }
 
@@ -381,10 +363,13 @@ impl Replica {
         }
         let mut progress = match primary.followers.remove(&from) {
             Some(progress) => progress,
-            None => primary
-                .dropped
-                .remove(&from)
-                .unwrap_or_else(|| Progress::new(member.clone(), next, now)),
+            None => match primary.dropped.remove(&from) {
+                Some(progress) => {
+                    self.marks.hit(Mark::DroppedStoreReturned);
+                    progress
+                }
+                None => Progress::new(member.clone(), next, now),
+            },
         };
         if !met || progress.process != process {
             tracing::info!(follower = member.name, next = next.0, "feed follower");
@@ -421,33 +406,47 @@ impl Replica {
     fn others(&self) -> BTreeSet<StoreId> {
         let me = self.config.me.store;
         let known = self.known.iter().flat_map(|known| known.register.replicas());
-        let proposed = self.proposal.iter().flat_map(|proposal| proposal.register.replicas());
+        let proposal =
+            self.proposal.iter().filter(|_| !self.breaks(Rule::IgnoresUnresolvedProposal));
+        let proposed = proposal.flat_map(|proposal| proposal.register.replicas());
         known.chain(proposed).map(|member| member.store).filter(|store| *store != me).collect()
     }
 
     /// Commits what is durable everywhere, and lets the replies go.
     pub(crate) fn advance_commit(&mut self) -> Result<(), Stop> {
-        let others = self.others();
+        let mut others = self.others();
+        if self.breaks(Rule::CommitsWithoutBackup) {
+            others.pop_last();
+        }
         let copies = 1 + self.known.as_ref().map_or(0, |known| known.register.backups.len());
+        let forgets = self.breaks(Rule::WatermarkForgotten);
         let Role::Primary(primary) = &mut self.role else { return Ok(()) };
         if copies < self.config.min_copies {
+            if self.state.persisted() > self.state.committed() {
+                self.marks.hit(Mark::CommitHeldByMinCopies);
+            }
             return Ok(());
         }
         let candidate = primary.candidate.as_ref().map(|(store, _)| store);
         let matched = |store| primary.followers.get(store).map_or(Index::ZERO, |it| it.matched);
         let durable =
             others.iter().chain(candidate).map(matched).fold(self.state.persisted(), Index::min);
+        self.mark_waiting(&others, durable);
         if durable <= self.state.committed() {
             return Ok(());
         }
         self.state.commit(durable);
+        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
         let rest = primary.waiters.split_off(&durable.next());
         let done = std::mem::replace(&mut primary.waiters, rest);
         for (to, answer) in done.into_values().flatten() {
             self.effects.push(Effect::Reply { to, answer });
         }
         if primary.table.is_none() && durable >= primary.opens_at {
-            let table = DuplicateTable::load(&self.state, self.now)?;
+            let mut table = DuplicateTable::load(&self.state, self.now, self.config.limits)?;
+            if forgets {
+                table.forget_watermarks();
+            }
             tracing::info!(
                 sessions = table.sessions(),
                 committed = durable.0,
@@ -497,13 +496,18 @@ impl Replica {
         let now = self.now;
         let stuck = self.flush_is_stuck();
         let Role::Primary(primary) = &mut self.role else { return Ok(()) };
-        if now.since(primary.last_heartbeat) >= timing.heartbeat && !stuck {
-            self.send_heartbeats();
+        if now.since(primary.last_heartbeat) >= timing.heartbeat {
+            if stuck {
+                self.marks.hit(Mark::HeartbeatWithheld);
+            } else {
+                self.send_heartbeats();
+            }
         }
         let Role::Primary(primary) = &mut self.role else { return Ok(()) };
         let mut late = Vec::new();
         for (store, progress) in &mut primary.followers {
             if progress.resend_is_due(now, timing.resend) {
+                self.marks.hit(Mark::AppendRepeated);
                 progress.rewind_to_matched();
                 late.push(*store);
             }
@@ -512,37 +516,6 @@ impl Replica {
         self.tick_snapshot();
         self.change_members();
         self.expire_sessions()
-    }
-
-    /// Proposes the view without failed backups and with learners that have caught up.
-    fn change_members(&mut self) {
-        let timing = self.config.timing;
-        let now = self.now;
-        if self.proposal.is_some() || now < self.lenient_until {
-            return;
-        }
-        let committed = self.state.committed();
-        let Some(known) = &self.known else { return };
-        let register = &known.register;
-        let Role::Primary(primary) = &mut self.role else { return };
-        primary
-            .followers
-            .retain(|_, progress| progress.replica || !progress.is_silent(now, &timing));
-        let learners = primary.ready_learners(committed, now, &timing);
-        let stay = primary
-            .followers
-            .values()
-            .filter(|progress| progress.replica && !progress.has_failed(now, &timing));
-        let mut backups: Vec<Member> = stay.map(|progress| progress.member.clone()).collect();
-        let stayed = backups.len();
-        backups.extend(learners);
-        backups.truncate(limits::REPLICAS_MAX - 1);
-        let same = stayed == register.backups.len() && backups.len() == stayed;
-        let shrinks = backups.len() < register.backups.len();
-        if same || (shrinks && 1 + backups.len() < self.config.min_copies) {
-            return;
-        }
-        self.propose_view(backups);
     }
 
     fn expire_sessions(&mut self) -> Result<(), Stop> {
@@ -558,6 +531,9 @@ impl Replica {
         primary.last_expiry = now;
         let Some(table) = &mut primary.table else { return Ok(()) };
         let expired = table.expire(&self.state, now, idle, EXPIRED_AT_ONCE)?;
+        if !expired.is_empty() {
+            self.marks.hit(Mark::SessionExpired);
+        }
         expired.into_iter().try_for_each(|effects| self.add_entry(Entry { effects }))
     }
 }

@@ -9,6 +9,7 @@ use onlyonce_wire::authority::Member;
 use crate::config::Timing;
 use crate::event::Moment;
 use crate::limits::{APPENDS_IN_FLIGHT_MAX, IN_FLIGHT_BYTES_MAX};
+use crate::marks::Mark;
 
 /// The most heartbeats without an echo that are remembered.
 const HEARTBEATS_MAX: usize = 64;
@@ -181,9 +182,9 @@ impl Progress {
     }
 
     /// Takes an echo: the lease counts from the *sending* of its heartbeat.
-    pub(crate) fn take_echo(&mut self, nonce: u128, now: Moment) {
+    pub(crate) fn take_echo(&mut self, nonce: u128, now: Moment, from_receipt: bool) {
         let Some(at) = self.heartbeats.iter().position(|(sent, _)| *sent == nonce) else { return };
-        let (_, sent) = self.heartbeats[at];
+        let sent = if from_receipt { now } else { self.heartbeats[at].1 };
         self.heartbeats.drain(..=at);
         self.lease_from = self.lease_from.max(Some(sent));
         self.last_echo = now;
@@ -194,10 +195,15 @@ impl Progress {
         self.lease_from.is_some_and(|from| now < from.after(lease))
     }
 
-    /// Whether a replica is to be dropped from the view.
-    pub(crate) fn has_failed(&self, now: Moment, timing: &Timing) -> bool {
-        now.since(self.last_echo) > timing.grace
-            || self.oldest_in_flight(now) > timing.append_timeout
+    /// Why a replica is to be dropped from the view, if it is.
+    pub(crate) fn failure(&self, now: Moment, timing: &Timing) -> Option<Mark> {
+        if now.since(self.last_echo) > timing.grace {
+            Some(Mark::SilentBackupDropped)
+        } else if self.oldest_in_flight(now) > timing.append_timeout {
+            Some(Mark::StuckBackupDropped)
+        } else {
+            None
+        }
     }
 
     /// Whether a learner is dead and not worth feeding.

@@ -9,6 +9,7 @@ use onlyonce_wire::authority::{Member, Register, Revision};
 use rand::Rng;
 
 use crate::event::{Effect, Moment, ProposalResult};
+use crate::marks::Mark;
 use crate::replica::{Known, Replica, Role, Stop, Then, view_of};
 use crate::saved::SavedProposal;
 
@@ -98,6 +99,8 @@ impl Replica {
                 }
                 ProposalResult::Unknown => proposal.stage = Stage::Unknown(now),
             }
+        } else {
+            self.marks.hit(Mark::AnswerToOtherProposal);
         }
         self.read_register();
     }
@@ -114,15 +117,18 @@ impl Replica {
             return register.is_some_and(|register| register.view <= proposal.register.view);
         }
         if register.is_some_and(|register| register.proposal == proposal.register.proposal) {
+            self.marks.hit(Mark::UnknownProposalWon);
             self.note_won(revision);
             return true;
         }
         if revision > proposal.expected {
             tracing::info!(view = proposal.register.view.0, "proposal lost");
+            self.marks.hit(Mark::UnknownProposalLost);
             self.proposal = None;
             self.saved.proposal = None;
         } else if let Stage::Unknown(_) = proposal.stage {
             // It can still only win at this revision, and only once: the very same again.
+            self.marks.hit(Mark::ProposalSentAgain);
             proposal.stage = Stage::Sent(now);
             let register = proposal.register.clone();
             self.effects.push(Effect::Propose { expected: proposal.expected, register });

@@ -10,7 +10,7 @@ use onlyonce_storage::View;
 use onlyonce_wire::StoreId;
 
 use crate::event::Moment;
-use crate::limits::FETCHED_BYTES_MAX;
+use crate::marks::Mark;
 use crate::message::{PeerMessage, Position};
 use crate::replica::{Replica, Role, Stop, decode_records};
 
@@ -56,7 +56,7 @@ impl Replica {
         let matches = self.state.view_at(after.index)? == Some(after.view);
         let mut records = Vec::new();
         if matches {
-            for record in self.state.records(after.index.next(), FETCHED_BYTES_MAX)? {
+            for record in self.state.records(after.index.next(), self.config.limits.append_bytes)? {
                 if record.view != view || record.index > self.state.persisted() {
                     break;
                 }
@@ -88,6 +88,7 @@ impl Replica {
         for record in records {
             let fits = record.index == self.state.last().1.next() && record.view == view;
             if fits {
+                self.marks.hit(Mark::TailRecovered);
                 self.persist(record);
             }
         }
@@ -105,6 +106,7 @@ impl Replica {
         let timing = self.config.timing;
         let Role::Recovering(recovering) = &self.role else { return };
         if self.now.since(recovering.since) > timing.append_timeout {
+            self.marks.hit(Mark::RecoveryTimedOut);
             self.propose_same_members();
         } else if self.now.since(recovering.asked) > timing.resend {
             self.ask_for_tail();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use onlyonce_storage::{Index, Record, State, View};
-use onlyonce_wire::authority::{Register, Revision};
+use onlyonce_wire::authority::{Member, Register, Revision};
 use onlyonce_wire::status::{NodeStatus, Role as StatusRole};
 use onlyonce_wire::{ClusterId, Incarnation, StoreId};
 use rand::SeedableRng;
@@ -16,7 +16,9 @@ use crate::config::{Config, Mode};
 use crate::duplicates::DuplicateTable;
 use crate::event::{Effect, Event, Moment, ReadId};
 use crate::follower::Follower;
+use crate::marks::{Mark, Marks};
 use crate::message::{PeerMessage, Position};
+use crate::mutations::Rule;
 use crate::primary::Primary;
 use crate::proposal::Proposal;
 use crate::recovery::Recovering;
@@ -69,6 +71,7 @@ pub struct Replica {
     pub(crate) lenient_until: Moment,
     pub(crate) role: Role,
     pub(crate) checkpointing: Checkpointing,
+    pub(crate) marks: Marks,
     pub(crate) now: Moment,
     pub(crate) effects: Vec<Effect>,
 }
@@ -201,6 +204,7 @@ impl Replica {
                 heartbeat_ms: timing.heartbeat.as_millis(),
             });
         }
+        assert!(config.limits.are_safe(), "bounds above their defaults: {:?}", config.limits);
         let saved =
             Saved::decode(saved).map_err(|error| StartError::Unreadable(error.to_string()))?;
         match (saved.owner, config.mode) {
@@ -227,6 +231,7 @@ impl Replica {
             last_tick: now,
             lenient_until: now,
             checkpointing: Checkpointing::new(now),
+            marks: Marks::default(),
             now,
             effects: Vec::new(),
             saved,
@@ -339,6 +344,7 @@ impl Replica {
         }
         if self.is_cutting() {
             // It speaks of the log before the cut; what remains of that, the cut's end tells.
+            self.marks.hit(Mark::ReportBeforeCutIgnored);
             return Ok(());
         }
         self.state.note_persisted(index);
@@ -447,6 +453,12 @@ impl Replica {
         self.saved.incarnation
     }
 
+    /// How often this process took each of the rare paths.
+    #[must_use]
+    pub fn marks(&self) -> &Marks {
+        &self.marks
+    }
+
     /// What this node holds; for checks and tools.
     #[must_use]
     pub fn state(&self) -> &State {
@@ -525,10 +537,10 @@ impl Replica {
 
     /// Whether the newest known view names this store as a backup.
     pub(crate) fn is_backup(&self) -> bool {
-        let me = self.config.me.store;
-        self.known
-            .as_ref()
-            .is_some_and(|known| known.register.backups.iter().any(|backup| backup.store == me))
+        let me = &self.config.me;
+        let by_name = self.breaks(Rule::MembershipByName);
+        let is_me = |it: &Member| it.store == me.store || (by_name && it.name == me.name);
+        self.known.as_ref().is_some_and(|known| known.register.backups.iter().any(is_me))
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the primary does with a client's request.
 
 use bytes::Bytes;
-use onlyonce_storage::{Entry, limits::OVERLAY_BYTES_MAX};
+use onlyonce_storage::{Entry, Index, limits::OVERLAY_BYTES_MAX};
 use onlyonce_wire::check::check_size;
 use onlyonce_wire::client::{
     Answer, Execute, Fingerprint, Limit, Operation, Part, Read, Refusal, Request,
@@ -11,12 +11,17 @@ use onlyonce_wire::{Incarnation, SessionId, codec, limits};
 use crate::duplicates::Verdict;
 use crate::event::{Effect, ReplyTo};
 use crate::kv::{self, Draft};
+use crate::marks::Mark;
+use crate::mutations::Rule;
 use crate::replica::{Replica, Role, Stop};
 use crate::rows::ReplyRow;
 
 impl Replica {
     pub(crate) fn on_request(&mut self, from: ReplyTo, request: Request) -> Result<(), Stop> {
         if let Some(answer) = self.cannot_serve(&request) {
+            if matches!(answer, Answer::AskAgain) {
+                self.marks.hit(Mark::AskedWhileOpening);
+            }
             self.reply(from, answer);
             return Ok(());
         }
@@ -26,10 +31,14 @@ impl Replica {
                 let mut effects = Vec::new();
                 let table = self.role.open_table();
                 let verdict = table.close(&self.state, session, self.now, &mut effects)?;
+                if matches!(verdict, Verdict::New) {
+                    self.marks.hit(Mark::SessionClosed);
+                }
                 self.settle(from, verdict, Answer::Closed, effects)
             }
             Request::KeepAlive { session, .. } => {
-                if !self.lease_holds() {
+                if !self.lease_holds() && !self.breaks(Rule::TableWithoutLease) {
+                    self.marks.hit(Mark::SessionWithoutLease);
                     self.reply(from, Answer::AskAgain);
                     return Ok(());
                 }
@@ -88,14 +97,22 @@ impl Replica {
             return Ok(());
         }
         let index = self.open_index();
-        let lease = self.lease_holds();
+        let lease = self.lease_holds() || self.breaks(Rule::TableWithoutLease);
         let mut effects = Vec::new();
         let table = self.role.open_table();
         let verdict = table.open(session, index, self.now, &mut effects);
         let verdict = match verdict {
             // That a session is open is true only of the present.
-            Verdict::Known { .. } if !lease => Verdict::AskAgain,
-            verdict => verdict,
+            Verdict::Known { .. } if !lease => {
+                self.marks.hit(Mark::SessionWithoutLease);
+                Verdict::AskAgain
+            }
+            verdict => {
+                if matches!(verdict, Verdict::Known { .. }) {
+                    self.marks.hit(Mark::SessionOpenedAgain);
+                }
+                verdict
+            }
         };
         let opened = Answer::Opened { opened_at: onlyonce_wire::OpenedAt(index.0) };
         self.settle(from, verdict, opened, effects)
@@ -109,12 +126,15 @@ impl Replica {
         answer: Answer,
         effects: Vec<onlyonce_storage::Effect>,
     ) -> Result<(), Stop> {
+        self.mark_verdict(&verdict);
         match verdict {
             Verdict::New => {
                 self.answer_at(self.open_index(), from, answer);
                 self.add_entry(Entry { effects })
             }
             Verdict::Known { answer, rests_on } => {
+                let at_once = self.breaks(Rule::TableBeforeCommit);
+                let rests_on = if at_once { Index::ZERO } else { rests_on };
                 self.answer_at(rests_on, from, answer);
                 Ok(())
             }
@@ -133,7 +153,11 @@ impl Replica {
         let Execute { id, operation, .. } = execute;
         let fingerprint = Fingerprint::of(&operation);
         let table = self.role.open_table();
-        let verdict = table.look_up(&self.state, self.now, &id, fingerprint)?;
+        let mut verdict = table.look_up(&self.state, self.now, &id, fingerprint)?;
+        if is_expired(&verdict) && self.breaks(Rule::SessionReopened) {
+            self.role.open_table().reopen(&id, self.now);
+            verdict = Verdict::New;
+        }
         if !matches!(verdict, Verdict::New) {
             return self.settle(from, verdict, Answer::AskAgain, Vec::new());
         }
@@ -151,12 +175,20 @@ impl Replica {
         let mut draft = Draft::new(&self.state);
         let outcome = kv::execute(&mut draft, operation)?;
         let mut effects = draft.into_effects();
+        let written = effects.len();
         let reply: Bytes = codec::encode(&outcome).into();
         let row = ReplyRow { fingerprint, reply: reply.clone() };
         let index = self.open_index();
         let table = self.role.open_table();
         let recorded = table.record(&self.state, index, &id, &row, &mut effects)?;
         let verdict = match recorded {
+            Ok(()) if self.breaks(Rule::DuplicateRowApart) => {
+                let rows = effects.split_off(written);
+                self.add_entry(Entry { effects })?;
+                self.close_record()?;
+                effects = rows;
+                Verdict::New
+            }
             Ok(()) => Verdict::New,
             Err(refusal) => Verdict::NotNow(refusal),
         };
@@ -170,17 +202,61 @@ impl Replica {
             return Ok(());
         }
         if !self.lease_holds() {
+            self.marks.hit(Mark::ReadWithoutLease);
             self.reply(from, Answer::AskAgain);
             return Ok(());
         }
         let (outcome, newest) = kv::read(&self.state, read)?;
+        if newest > self.state.committed() {
+            self.marks.hit(Mark::ReadWaited);
+        }
         self.answer_at(newest, from, Answer::Read(outcome));
         Ok(())
+    }
+
+    /// Counts the rare verdicts.
+    fn mark_verdict(&mut self, verdict: &Verdict) {
+        let mark = match verdict {
+            Verdict::Known { answer: Answer::Executed { .. }, rests_on } => {
+                if *rests_on > self.state.committed() {
+                    Mark::DuplicateJoined
+                } else {
+                    self.marks.hit(Mark::DuplicateAnswered);
+                    if !self.may_have_made(*rests_on) {
+                        self.marks.hit(Mark::DuplicateAnsweredByLaterPrimary);
+                    }
+                    return;
+                }
+            }
+            Verdict::Known { answer: Answer::Refused(refusal), .. } | Verdict::NotNow(refusal) => {
+                match refusal {
+                    Refusal::Stale { .. } => Mark::StaleRefused,
+                    Refusal::Mismatch => Mark::MismatchRefused,
+                    Refusal::SessionExpired => Mark::ExpiredRefused,
+                    Refusal::WindowFull { .. } => Mark::WindowFull,
+                    Refusal::Busy(Limit::SavedReplies) => Mark::SavedRepliesFull,
+                    Refusal::Cancelled
+                    | Refusal::Forgotten
+                    | Refusal::OtherIncarnation { .. }
+                    | Refusal::Busy(_)
+                    | Refusal::TooLarge { .. }
+                    | Refusal::Invalid(_) => return,
+                }
+            }
+            Verdict::AskAgain => Mark::SessionFromTheFuture,
+            Verdict::New | Verdict::Known { .. } => return,
+        };
+        self.marks.hit(mark);
     }
 
     fn reply(&mut self, to: ReplyTo, answer: Answer) {
         self.effects.push(Effect::Reply { to, answer });
     }
+}
+
+fn is_expired(verdict: &Verdict) -> bool {
+    let expired = Answer::Refused(Refusal::SessionExpired);
+    matches!(verdict, Verdict::Known { answer, .. } if *answer == expired)
 }
 
 fn decode_operation(bytes: &[u8]) -> Result<Operation, Refusal> {

@@ -12,6 +12,8 @@ use rand::Rng;
 use crate::config::Mode;
 use crate::event::{Effect, Moment, ReadId};
 use crate::follower::Follower;
+use crate::marks::Mark;
+use crate::mutations::Rule;
 use crate::replica::{Known, Replica, Role, Stop, Then, view_of};
 use crate::saved::{Owner, SavedProposal};
 use crate::snapshot::Receiving;
@@ -65,6 +67,7 @@ impl Replica {
             if asked > Some(self.reads.asked_when_seen) {
                 return Err(Stop(LOST_REGISTER.to_owned()));
             }
+            self.marks.hit(Mark::OldRegisterIgnored);
             return Ok(());
         }
         if let Some(register) = &register {
@@ -174,7 +177,8 @@ impl Replica {
         let unresolved = leftover.is_some_and(|leftover| {
             leftover.id != register.proposal && leftover.expected == revision
         });
-        if unresolved {
+        if unresolved && !self.breaks(Rule::LeftoverForgotten) {
+            self.marks.hit(Mark::LeftoverBumped);
             // Moving the revision takes the dead process's proposal its only chance.
             let register = Register { bumps: register.bumps + 1, ..register };
             self.effects.push(Effect::Propose { expected: revision, register });
@@ -246,6 +250,11 @@ impl Replica {
 
     /// Takes part in a view that somebody else (or an earlier process of this node) made.
     fn adopt(&mut self, register: Register, revision: Revision) {
+        if let Role::Follower(follower) = &self.role
+            && follower.is_catching_up()
+        {
+            self.marks.hit(Mark::ViewChangedDuringCatchUp);
+        }
         self.step_down();
         let receiving = self.keep_receiving(&register);
         self.proposal = None;
@@ -264,7 +273,9 @@ impl Replica {
         self.saved.view = view_of(&register);
         self.known = Some(Known { register, revision });
         self.save(Then::Acknowledge);
-        if is_primary {
+        if is_primary && self.breaks(Rule::ResumesOldView) {
+            self.become_primary().expect("the log can be read");
+        } else if is_primary {
             self.recover();
         } else {
             let jitter = self.jitter();

@@ -76,6 +76,9 @@ impl Node {
             log_pin_bytes: 1 << 30,
             piece_bytes: 1 << 10,
             checkpoint_bytes: 1 << 28,
+            limits: onlyonce_replica::Limits::default(),
+            #[cfg(feature = "mutations")]
+            broken: None,
         };
         let now = Moment(1_000_000_000);
         let (replica, effects) =

@@ -122,6 +122,7 @@ impl Node {
             log_pin_bytes: plan.log_pin_bytes,
             piece_bytes: plan.piece_bytes,
             checkpoint_bytes: plan.checkpoint_bytes,
+            limits: onlyonce_replica::Limits::default(),
         };
         let moment = self.clock.show(now);
         let (replica, effects) = Replica::new(config, opened.state, &opened.state_bytes, moment)

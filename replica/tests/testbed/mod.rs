@@ -176,6 +176,9 @@ impl Testbed {
             log_pin_bytes: 1 << 30,
             piece_bytes: 1 << 10,
             checkpoint_bytes: 4_000,
+            limits: onlyonce_replica::Limits::default(),
+            #[cfg(feature = "mutations")]
+            broken: None,
         };
         let (replica, effects) =
             Replica::new(config, opened.state, &opened.state_bytes, self.now).expect("starts");
