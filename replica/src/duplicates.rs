@@ -12,7 +12,7 @@
 //! | reply saved or pending, fingerprint equal | that reply, `replayed` |
 //! | reply saved or pending, fingerprint differs | `Mismatch`; never executed |
 //! | `seq` ≥ watermark + window | `WindowFull` |
-//! | too many bytes of saved replies | `Busy` |
+//! | too many bytes of saved replies, and not the oldest unacknowledged request | `Busy` |
 //! | none of these | new: execute |
 //!
 //! A pending request is one whose row is staged but not yet committed. A late-comer finds that row
@@ -196,7 +196,8 @@ impl DuplicateTable {
     /// The duplicate row of a request that is executed now, in the entry at `index`; with it the
     /// new watermark, and the end of the replies below that.
     ///
-    /// `Err` when its session has too many bytes of saved replies: nothing was changed.
+    /// `Err` when its session has too many bytes of saved replies, and an older request is yet to be
+    /// acknowledged: nothing was changed.
     pub(crate) fn record(
         &mut self,
         state: &State,
@@ -243,7 +244,10 @@ impl DuplicateTable {
         row.first_unacked = row.first_unacked.max(first_unacked);
         let value = reply.encode();
         row.saved_bytes += value.len() as u64;
-        if row.saved_bytes > self.limits.saved_reply_bytes {
+        // Only the oldest request's reply lets the watermark move on, and so makes room: replies to
+        // later ones must not keep it out.
+        let is_oldest = seq == row.first_unacked;
+        if row.saved_bytes > self.limits.saved_reply_bytes && !is_oldest {
             return Ok(Err(Refusal::Busy(Limit::SavedReplies)));
         }
         effects.append(&mut deletes);

@@ -2,11 +2,16 @@
 
 use std::collections::VecDeque;
 
+use onlyonce_storage::OpenError;
+use onlyonce_storage::engine::Tree;
+use onlyonce_storage::engine::memory::Part;
 use onlyonce_wire::StoreId;
 use rand::Rng;
 
 use crate::ledger::Finding;
-use crate::node::Node;
+use crate::node::{Node, Started};
+use crate::plan::Faults;
+use crate::tally::Sight;
 use crate::time::{MILLISECOND, SECOND, Span};
 use crate::world::{Happening, TICK, World};
 
@@ -17,8 +22,10 @@ pub enum Fault {
     Crash,
     /// All processes end, and nothing unflushed is kept.
     Blackout,
-    /// Messages between two nodes are lost, one way or both.
+    /// Messages between two nodes, or a node and the authority, are lost, one way or both.
     Partition,
+    /// The node that leads is cut off from all others, and mostly from the authority too.
+    Isolate,
     /// A process stands still.
     Pause,
     /// The authority does not answer.
@@ -27,6 +34,50 @@ pub enum Fault {
     Empty,
     /// A client forgets everything.
     ClientCrash,
+    /// A disk is slow.
+    Slow,
+    /// A disk completes nothing, while its process goes on.
+    Hang,
+    /// A write fails: the process must stop, and starts again on what is durable.
+    Fail,
+    /// A process ends, and a bit flips on its disk.
+    Rot,
+}
+
+impl Fault {
+    /// Every fault.
+    pub const ALL: [Self; 12] = [
+        Self::Crash,
+        Self::Blackout,
+        Self::Partition,
+        Self::Isolate,
+        Self::Pause,
+        Self::Outage,
+        Self::Empty,
+        Self::ClientCrash,
+        Self::Slow,
+        Self::Hang,
+        Self::Fail,
+        Self::Rot,
+    ];
+
+    /// The mean time between two of this kind; zero for never.
+    pub fn mean(self, faults: &Faults) -> Span {
+        match self {
+            Self::Crash => faults.crash,
+            Self::Blackout => faults.blackout,
+            Self::Partition => faults.partition,
+            Self::Isolate => faults.isolate,
+            Self::Pause => faults.pause,
+            Self::Outage => faults.outage,
+            Self::Empty => faults.empty,
+            Self::ClientCrash => faults.client_crash,
+            Self::Slow => faults.slow,
+            Self::Hang => faults.hang,
+            Self::Fail => faults.fail,
+            Self::Rot => faults.rot,
+        }
+    }
 }
 
 impl World {
@@ -34,62 +85,107 @@ impl World {
         if self.healed {
             return;
         }
-        let faults = self.plan.faults;
         let node = self.rng.random_range(0..self.nodes.len());
         let while_ = self.rng.random_range(10 * MILLISECOND..3 * SECOND);
         let until = self.agenda.now() + while_;
         self.say(|_| format!("{fault:?} (n{}) for {:.3} s", node + 1, while_ as f64 / 1e9));
-        let mean = match fault {
+        match fault {
             Fault::Crash => {
                 let power = self.rng.random();
                 self.crash(node, power, while_);
-                faults.crash
             }
             Fault::Blackout => {
                 for node in 0..self.nodes.len() {
                     let back = self.rng.random_range(0..while_);
                     self.crash(node, true, back);
                 }
-                faults.blackout
             }
             Fault::Partition => {
-                let other = self.rng.random_range(0..self.nodes.len());
-                self.cut_off.insert((node, other), until);
-                if self.rng.random() {
-                    self.cut_off.insert((other, node), until);
-                }
-                faults.partition
+                // The last place is the authority's.
+                let other = self.rng.random_range(0..=self.nodes.len());
+                let both = self.rng.random();
+                self.part(node, other, both, until);
             }
-            Fault::Pause => {
-                self.pause(node, while_);
-                faults.pause
-            }
+            Fault::Isolate => self.isolate_leader(until),
+            Fault::Pause => self.pause(node, while_),
             Fault::Outage => {
                 self.authority_down_until = until;
-                faults.outage
+                self.report.see(Sight::AuthorityAway);
             }
-            Fault::Empty => {
-                self.empty(node, while_);
-                faults.empty
-            }
+            Fault::Empty => self.empty(node, while_),
             Fault::ClientCrash => {
                 let client = self.rng.random_range(0..self.clients.len());
                 self.report.unknown += self.clients[client].calls.len() as u64;
+                self.report.see(Sight::ClientCrashed);
                 self.clients[client].crash(&mut self.rng);
-                faults.client_crash
             }
-        };
+            Fault::Slow => {
+                self.nodes[node].ailing.slow_until = until;
+                self.report.see(Sight::DiskSlow);
+            }
+            Fault::Hang => {
+                self.nodes[node].ailing.hangs_until = until + 2 * while_;
+                if 3 * while_ > 2 * SECOND {
+                    self.report.see(Sight::DiskHung);
+                }
+            }
+            Fault::Fail => self.order_failure(node),
+            Fault::Rot => self.rot(node, while_),
+        }
+        let mean = fault.mean(&self.plan.faults);
         let after = self.rng.random_range(0..2 * mean);
         self.agenda.schedule(after, Happening::Fault(fault));
     }
 
-    pub(crate) fn crash(&mut self, at: usize, power: bool, back_after: Span) {
-        if self.nodes[at].process.is_none() {
-            return;
+    fn part(&mut self, one: usize, other: usize, both: bool, until: u64) {
+        self.report.see(Sight::Partitioned);
+        self.cut_off.insert((one, other), until);
+        if both {
+            self.cut_off.insert((other, one), until);
         }
+    }
+
+    fn isolate_leader(&mut self, until: u64) {
+        let leads =
+            |node: &Node| node.process.as_ref().is_some_and(|process| process.replica.is_serving());
+        let Some(leader) = self.nodes.iter().position(leads) else { return };
+        let wholly = self.rng.random_ratio(3, 4);
+        let all = self.nodes.len() + usize::from(wholly);
+        for other in (0..all).filter(|other| *other != leader) {
+            self.part(leader, other, true, until);
+        }
+    }
+
+    /// Lets a later write of the node's disk fail.
+    fn order_failure(&mut self, at: usize) {
+        let writes = self.rng.random_range(0..20);
+        let node = &mut self.nodes[at];
+        if node.process.is_some() {
+            node.disk.fail_after(writes);
+            node.ailing.fails = true;
+        }
+    }
+
+    /// A write failed as ordered: the process stops at once. What its disk holds is what it held,
+    /// or what a failing disk makes of it.
+    pub(crate) fn stop_on_disk_error(&mut self, at: usize, error: &OpenError) -> Finding {
+        if !self.nodes[at].ailing.fails {
+            return Err(format!("P6: n{}: {error}", at + 1));
+        }
+        self.say(|_| format!("n{} stops: {error}", at + 1));
+        self.report.see(Sight::DiskFailed);
+        let power = self.rng.random();
+        let back_after = self.rng.random_range(0..SECOND);
+        self.crash(at, power, back_after);
+        Ok(())
+    }
+
+    pub(crate) fn crash(&mut self, at: usize, power: bool, back_after: Span) {
         let seed = self.rng.random();
-        self.nodes[at].crash(power, seed);
-        self.report.crashes += 1;
+        let Some(marks) = self.nodes[at].crash(power, seed, &mut self.ledger) else { return };
+        self.say(|_| format!("n{} is down", at + 1));
+        self.report.marks.add(&marks);
+        self.report.see(Sight::Crashed);
         self.agenda.schedule(back_after, Happening::Start { node: at });
     }
 
@@ -97,6 +193,7 @@ impl World {
         let node = &mut self.nodes[at];
         if node.process.is_some() && node.paused.is_none() {
             node.paused = Some(VecDeque::new());
+            self.report.see(Sight::Paused);
             let generation = node.generation;
             self.agenda.schedule(while_, Happening::Resume { node: at, generation });
         }
@@ -110,33 +207,59 @@ impl World {
         waiting.into_iter().try_for_each(|event| self.give(at, event))
     }
 
-    /// Loses a node's disk, if by the promises nothing is lost with it: every acknowledged entry is
-    /// on another replica of the view, and no proposal is about that would leave only this node.
-    pub(crate) fn empty(&mut self, at: usize, back_after: Span) {
+    /// Whether by the promises nothing is lost with a node's disk: every acknowledged entry is on
+    /// another replica of the view, everybody knows the view, and no proposal is about, even of a
+    /// process that is dead, that would leave only this node.
+    fn may_lose(&self, at: usize) -> bool {
         let store = self.nodes[at].store;
-        let Some(register) = &self.register.register else { return };
+        let Some(register) = &self.register.register else { return false };
         // The others' disks must be the ones that the view means, not empty ones in their places.
         let is_there = |store| self.nodes.iter().any(|node| node.store == store);
         let others = register.replicas().filter(|it| it.store != store && is_there(it.store));
-        let others = others.count();
-        let alone = register.replica(store).is_some() && others == 0;
+        let alone = register.replica(store).is_some() && others.count() == 0;
         let everybody_agrees = self.nodes.iter().all(|node| {
             node.at == at
                 || node.process.as_ref().is_some_and(|process| {
                     process.replica.register().is_some_and(|it| it.view == register.view)
                 })
         });
-        if alone || !everybody_agrees || self.proposals_are_about() {
-            return;
+        !alone && everybody_agrees && self.swaps_under_way == 0 && !self.proposals_are_about()
+    }
+
+    /// Empties a node's disk, if it may be lost.
+    fn empty(&mut self, at: usize, back_after: Span) {
+        if self.may_lose(at) {
+            self.report.see(Sight::DiskEmptied);
+            self.replace_disk(at);
+            self.agenda.schedule(back_after, Happening::Start { node: at });
         }
-        self.nodes[at].crash(true, 0);
-        self.report.emptied += 1;
+    }
+
+    /// The node gets an empty disk: a new store.
+    fn replace_disk(&mut self, at: usize) {
+        if let Some(marks) = self.nodes[at].crash(true, 0, &mut self.ledger) {
+            self.report.marks.add(&marks);
+        }
         self.next_store += 1;
-        let clock = self.nodes[at].clock;
-        let generation = self.nodes[at].generation;
+        let (clock, generation) = (self.nodes[at].clock, self.nodes[at].generation);
         self.nodes[at] = Node::new(at, StoreId(self.next_store), clock);
         self.nodes[at].generation = generation + 1;
-        self.agenda.schedule(back_after, Happening::Start { node: at });
+        self.say(|world| format!("n{} has an empty disk: {}", at + 1, world.nodes[at].store));
+    }
+
+    /// Kills a process and flips a bit of its log or its head, if its disk may be lost.
+    fn rot(&mut self, at: usize, back_after: Span) {
+        if self.nodes[at].process.is_none() || !self.may_lose(at) {
+            return;
+        }
+        self.crash(at, false, back_after);
+        let seed = self.rng.random();
+        let node = &mut self.nodes[at];
+        // One slot of the head: its others are copies, as long as no power failed.
+        node.ailing.rotten = match self.rng.random_range(0..4) {
+            slot @ 0..3 => node.disk.flip_head_bit(slot, seed),
+            _ => node.disk.flip_bit(Part::Log, Tree::Records, seed),
+        };
     }
 
     pub(crate) fn proposals_are_about(&self) -> bool {
@@ -152,11 +275,29 @@ impl World {
         }
         let seed = self.rng.random();
         let now = self.agenda.now();
-        let effects = self.nodes[at].start(&self.plan, seed, now, &mut self.ledger)?;
-        let generation = self.nodes[at].generation;
-        self.say(|_| format!("n{} starts", at + 1));
-        self.agenda.schedule(TICK, Happening::Tick { node: at, generation });
-        self.carry_out(at, effects)
+        let rotten = self.nodes[at].ailing.rotten;
+        match self.nodes[at].start(&self.plan, seed, now, &mut self.ledger)? {
+            Started::Refused(damage) => {
+                self.say(|_| format!("n{} does not start: {damage}", at + 1));
+                self.report.see(Sight::DamagedStoreReplaced);
+                self.replace_disk(at);
+                self.agenda.schedule(0, Happening::Start { node: at });
+                Ok(())
+            }
+            Started::Runs { effects, torn } => {
+                self.nodes[at].ailing.rotten = false;
+                if rotten {
+                    self.report.see(Sight::DamageHarmless);
+                }
+                if torn {
+                    self.report.see(Sight::TornGroupRemoved);
+                }
+                let generation = self.nodes[at].generation;
+                self.say(|_| format!("n{} starts", at + 1));
+                self.agenda.schedule(TICK, Happening::Tick { node: at, generation });
+                self.carry_out(at, effects)
+            }
+        }
     }
 
     pub(crate) fn heal(&mut self) {
@@ -165,6 +306,8 @@ impl World {
         self.cut_off.clear();
         self.authority_down_until = 0;
         for node in 0..self.nodes.len() {
+            self.nodes[node].ailing.slow_until = 0;
+            self.nodes[node].ailing.hangs_until = 0;
             self.agenda.schedule(0, Happening::Start { node });
             let generation = self.nodes[node].generation;
             self.agenda.schedule(0, Happening::Resume { node, generation });

@@ -4,15 +4,33 @@
 //! clients, an authority, and a network between them. Everything that can go wrong does, at times
 //! that follow from the seed; after every step the invariants are checked against what really
 //! happened, and at the end the world heals, comes to rest, and is audited.
+//!
+//! - `plan` → what a seed makes of the world,
+//! - `world` → the agenda, and a step of a node,
+//! - `travel` → messages, answers, flushes, the authority, requests,
+//! - `faults` → what goes wrong, within what the promises allow to go wrong,
+//! - `node`, `client` → the two kinds of participants,
+//! - `ledger`, `fold` → the truth, and the invariants checked against it,
+//! - `witness` → every answer, held against the truth,
+//! - `linearizable`, `audit` → the end,
+//! - `tally` → which rare paths were met,
+//! - `timeline` → what happened, for a reader.
 
 mod audit;
 mod client;
 mod faults;
+mod fold;
 mod ledger;
 mod linearizable;
 mod node;
 mod plan;
+mod run;
+mod tally;
 mod time;
+mod timeline;
+mod travel;
+mod witness;
 mod world;
 
-pub use world::{Report, run};
+pub use run::{Failure, Trial, run, run_many, trace};
+pub use tally::{Report, Sight};

@@ -1,15 +1,20 @@
 //! `onlyonce-sim`: worlds from seeds.
 
+use std::io::{IsTerminal as _, Write as _};
 use std::ops::Range;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use clap::Parser;
-use onlyonce_sim::{Report, run};
+use onlyonce_sim::{Failure, Report, Trial, run_many, trace};
 
-/// Simulates whole clusters, each world drawn from a seed.
+/// So many worlds must meet every mark.
+const WORLDS_OF_ALL_MARKS: u64 = 1_000;
+/// How many findings are shown in full.
+const SHOWN_MAX: usize = 5;
+
+/// Simulates whole clusters, each world drawn from a seed. Ends with 1 when a world finds something,
+/// or when a thousand worlds or more never met one of the marks.
 #[derive(Parser)]
 struct Args {
     /// Worlds to run, as in 0..1000.
@@ -18,7 +23,7 @@ struct Args {
     /// One world only.
     #[arg(long, conflicts_with = "seeds")]
     seed: Option<u64>,
-    /// Tell everything that happens.
+    /// Tell what happens, line by line.
     #[arg(long, requires = "seed")]
     trace: bool,
 }
@@ -26,68 +31,62 @@ struct Args {
 fn parse_range(text: &str) -> Result<Range<u64>, String> {
     let (start, end) = text.split_once("..").ok_or("a range as in 0..1000 is needed")?;
     let number = |text: &str| text.parse().map_err(|_| format!("{text:?} is not a number"));
-    Ok(number(start)?..number(end)?)
+    let range = number(start)?..number(end)?;
+    if range.is_empty() { Err(format!("{text} is empty")) } else { Ok(range) }
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let (Some(seed), true) = (args.seed, args.trace) {
+        return match trace(seed, Trial::default()) {
+            Ok(_) => ExitCode::SUCCESS,
+            Err(failure) => {
+                println!("{failure}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let seeds = args.seed.map_or(args.seeds, |seed| seed..seed + 1);
     let began = Instant::now();
-    let next = AtomicU64::new(seeds.start);
-    let total = Mutex::new((Report::default(), Vec::new()));
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            // The search for a legal order goes as deep as a history is long.
-            let builder = std::thread::Builder::new().stack_size(256 << 20);
-            let work = || work(&next, seeds.end, args.trace, &total);
-            builder.spawn_scoped(scope, work).expect("a thread");
+    let mut sum = Report::default();
+    let mut failures: Vec<Box<Failure>> = Vec::new();
+    let mut ended = 0;
+    let all = seeds.end - seeds.start;
+    run_many(seeds, Trial::default(), |_, result| {
+        ended += 1;
+        match result {
+            Ok(report) => sum.add(&report),
+            Err(failure) => {
+                println!("seed {}: {}", failure.seed, failure.finding);
+                failures.push(failure);
+            }
         }
+        if std::io::stderr().is_terminal() || ended % 1_000 == 0 {
+            let end = if std::io::stderr().is_terminal() { '\r' } else { '\n' };
+            eprint!("{ended} of {all} worlds, {} findings{end}", failures.len());
+            let _ = std::io::stderr().flush();
+        }
+        true
     });
-    let (report, failures) = total.into_inner().unwrap_or_else(PoisonError::into_inner);
     let seconds = began.elapsed().as_secs_f64();
+    println!("{}", sum.table());
     println!(
-        "{} worlds, {} steps ({:.0}/s), {} answered, {} unknown, {} views, {} crashes, {} disks emptied, {} snapshots, {seconds:.1} s",
-        seeds.end - seeds.start,
-        report.steps,
-        report.steps as f64 / seconds,
-        report.answered,
-        report.unknown,
-        report.views,
-        report.crashes,
-        report.emptied,
-        report.installed,
+        "{ended} worlds, {} steps ({:.0}/s), {} answered, {} unknown, {} views, {} findings, {seconds:.1} s",
+        sum.steps,
+        sum.steps as f64 / seconds,
+        sum.answered,
+        sum.unknown,
+        sum.views,
+        failures.len(),
     );
-    if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-fn work(next: &AtomicU64, end: u64, trace: bool, total: &Mutex<(Report, Vec<u64>)>) {
-    loop {
-        let seed = next.fetch_add(1, Ordering::Relaxed);
-        if seed >= end {
-            return;
-        }
-        let outcome = std::panic::catch_unwind(|| run(seed, trace));
-        let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
-        match outcome {
-            Ok(Ok(report)) => {
-                let sum = &mut total.0;
-                sum.steps += report.steps;
-                sum.answered += report.answered;
-                sum.unknown += report.unknown;
-                sum.views += report.views;
-                sum.crashes += report.crashes;
-                sum.emptied += report.emptied;
-                sum.installed += report.installed;
-            }
-            Ok(Err(finding)) => {
-                println!("seed {seed}: {finding}");
-                total.1.push(seed);
-            }
-            Err(_) => {
-                println!("seed {seed}: panicked");
-                total.1.push(seed);
-            }
-        }
+    failures.sort_by_key(|failure| failure.seed);
+    for failure in failures.iter().take(SHOWN_MAX) {
+        println!("\n{failure}");
     }
+    let never_met = sum.never_met();
+    let poor = ended >= WORLDS_OF_ALL_MARKS && !never_met.is_empty();
+    if poor {
+        println!("never met: {}", never_met.join(", "));
+    }
+    if failures.is_empty() && !poor { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use onlyonce_replica::{Config, Effect, Event, Mode, Moment, Replica, Timing};
+use onlyonce_replica::{Config, Effect, Event, Marks, Mode, Moment, Replica, Timing};
 use onlyonce_storage::engine::memory::MemoryDisk;
 use onlyonce_storage::{
     Checkpointer, Incoming, Index, LogWriter, Mark, OpenError, Options, Record, StorageError, open,
 };
 use onlyonce_wire::StoreId;
-use onlyonce_wire::authority::Member;
+use onlyonce_wire::authority::{Member, Register};
+use onlyonce_wire::status::Role;
 
 use crate::ledger::{Finding, Ledger};
 use crate::plan::Plan;
@@ -33,6 +34,21 @@ pub struct Node {
     pub replaced: Option<Mark>,
     /// Events that wait while it stands still.
     pub paused: Option<VecDeque<Event>>,
+    /// What is wrong with its disk.
+    pub ailing: Ailing,
+}
+
+/// What is wrong with a disk.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ailing {
+    /// Until then every flush takes long.
+    pub slow_until: u64,
+    /// Until then no flush ends.
+    pub hangs_until: u64,
+    /// A write was told to fail: the process is to stop.
+    pub fails: bool,
+    /// A bit was flipped: the store may refuse to open.
+    pub rotten: bool,
 }
 
 /// A clock that runs at its own rate from its own beginning.
@@ -72,13 +88,25 @@ pub struct Process {
     pub draining: bool,
     /// Up to here its committed records were checked.
     pub checked: Index,
+    /// Where to the log is being cut.
+    cutting: Option<Index>,
 }
 
 impl Node {
     /// A node with an empty disk.
     pub fn new(at: usize, store: StoreId, clock: Clock) -> Self {
-        let disk = MemoryDisk::new();
-        Self { at, store, disk, process: None, generation: 0, clock, replaced: None, paused: None }
+        let (disk, ailing) = (MemoryDisk::new(), Ailing::default());
+        Self {
+            at,
+            store,
+            disk,
+            process: None,
+            generation: 0,
+            clock,
+            replaced: None,
+            paused: None,
+            ailing,
+        }
     }
 
     /// How others know it.
@@ -98,15 +126,21 @@ impl Node {
         seed: u128,
         now: u64,
         ledger: &mut Ledger,
-    ) -> Result<Vec<Effect>, String> {
+    ) -> Result<Started, String> {
         let mut options = Options::new(self.store.0);
         options.fold_pause = std::time::Duration::ZERO;
-        let opened = open(self.disk.disk(), &options)
-            .map_err(|error| format!("n{} cannot open its store: {error}", self.at + 1))?;
+        let opened = match open(self.disk.disk(), &options) {
+            Ok(opened) => opened,
+            Err(OpenError::Storage(StorageError::Damaged { damage, .. })) if self.ailing.rotten => {
+                return Ok(Started::Refused(damage.to_string()));
+            }
+            Err(error) => return Err(format!("n{} cannot open its store: {error}", self.at + 1)),
+        };
         if let Some(end) = self.replaced.take() {
             ledger.replace(self.store, end)?;
         }
         ledger.reopen(self.store, &opened.state)?;
+        let torn = opened.recovered.removed_rows > 0;
         let checked = opened.state.committed();
         let mode = match plan.nodes {
             1 => Mode::Lone,
@@ -122,7 +156,9 @@ impl Node {
             log_pin_bytes: plan.log_pin_bytes,
             piece_bytes: plan.piece_bytes,
             checkpoint_bytes: plan.checkpoint_bytes,
-            limits: onlyonce_replica::Limits::default(),
+            limits: plan.limits,
+            #[cfg(feature = "mutations")]
+            broken: plan.broken,
         };
         let moment = self.clock.show(now);
         let (replica, effects) = Replica::new(config, opened.state, &opened.state_bytes, moment)
@@ -139,16 +175,18 @@ impl Node {
             incoming: None,
             draining: false,
             checked,
+            cutting: None,
         });
-        Ok(effects)
+        Ok(Started::Runs { effects, torn })
     }
 
     /// Ends the process. With `power`, what was not flushed is lost or torn, with the write under
-    /// way cut off after some steps.
-    pub fn crash(&mut self, power: bool, seed: u64) {
-        let Some(mut process) = self.process.take() else { return };
+    /// way cut off after some steps. Returns the marks that the process met.
+    pub fn crash(&mut self, power: bool, seed: u64, ledger: &mut Ledger) -> Option<Marks> {
+        let mut process = self.process.take()?;
         self.generation += 1;
         self.paused = None;
+        self.ailing.fails = false;
         if process.flushing {
             self.disk.fail_after(seed % 8);
             // Fails, or not: either way nobody is told.
@@ -160,34 +198,34 @@ impl Node {
                 self.replaced = Some(end);
             }
         }
+        if let Some(after) = process.cutting {
+            ledger.cut_short(self.store, after);
+        }
+        let marks = process.replica.marks().clone();
         drop(process);
         if power {
             self.disk.crash(seed);
         } else {
             self.disk.kill();
         }
+        Some(marks)
     }
+}
+
+/// What came of starting a process.
+pub enum Started {
+    /// It runs; `torn` if a torn last group had to be removed.
+    Runs { effects: Vec<Effect>, torn: bool },
+    /// Its store is damaged, as it says, and it was.
+    Refused(String),
 }
 
 impl Process {
     /// Carries out what the log writer would do in one go: all records at the front of the queue,
     /// or one other command. Returns the event that ends it.
-    pub fn flush(&mut self, store: StoreId, ledger: &mut Ledger) -> Result<Option<Event>, String> {
+    pub fn flush(&mut self) -> Result<Done, StorageError> {
         self.flushing = false;
-        let done = self.carry_out_front().map_err(|error| format!("a flush failed: {error}"))?;
-        match done {
-            Done::Nothing => Ok(None),
-            Done::Saved => Ok(Some(Event::Saved)),
-            Done::Cut(after) => {
-                ledger.cut(store, after);
-                Ok(Some(Event::Saved))
-            }
-            Done::Appended(records) => {
-                let index = records.last().expect("at least one").index;
-                records.iter().try_for_each(|record| ledger.append(store, record))?;
-                Ok(Some(Event::Persisted { index }))
-            }
-        }
+        self.carry_out_front()
     }
 
     fn carry_out_front(&mut self) -> Result<Done, StorageError> {
@@ -203,7 +241,9 @@ impl Process {
                 Ok(Done::Appended(records))
             }
             Effect::Cut { after, state } => {
+                self.cutting = Some(after);
                 self.log.cut(after, &state)?;
+                self.cutting = None;
                 Ok(Done::Cut(after))
             }
             Effect::Save { state } => {
@@ -219,34 +259,30 @@ impl Process {
     }
 
     /// Carries out what the checkpoint thread does next.
-    pub fn work(&mut self, piece_bytes: usize) -> Result<Worked, String> {
+    pub fn work(&mut self, piece_bytes: usize) -> Result<Worked, OpenError> {
         self.working = false;
-        let Some(front) = self.work.pop_front() else { return Err("no work".to_owned()) };
-        let failed = |error: OpenError| format!("building a store failed: {error}");
+        let front = self.work.pop_front().expect("it is at work");
         match front {
             Effect::Checkpoint(generation) => {
-                self.checkpointer
-                    .fold(&generation)
-                    .map_err(|error| format!("a fold failed: {error}"))?;
+                self.checkpointer.fold(&generation)?;
                 Ok(Worked::Told(Box::new(Event::Checkpointed)))
             }
             Effect::ReadRows { id, from } => {
-                let rows = self.checkpointer.read_rows(&from, piece_bytes);
-                let rows = rows.map_err(|error| format!("reading rows failed: {error}"))?;
+                let rows = self.checkpointer.read_rows(&from, piece_bytes)?;
                 Ok(Worked::Told(Box::new(Event::RowsRead { id, rows })))
             }
             Effect::Receive { id, number, entry } => {
                 if number == 0 {
                     self.incoming = None;
-                    self.incoming = Some(self.checkpointer.begin_incoming().map_err(failed)?);
+                    self.incoming = Some(self.checkpointer.begin_incoming()?);
                 }
                 let incoming = self.incoming.as_mut().expect("piece 0 came first");
-                incoming.fold(&entry).map_err(|error| failed(error.into()))?;
+                incoming.fold(&entry)?;
                 Ok(Worked::Told(Box::new(Event::Received { id, number })))
             }
             Effect::Install { end, state } => {
                 let incoming = self.incoming.take().expect("piece 0 came first");
-                incoming.finish(end, state).map_err(failed)?;
+                incoming.finish(end, state)?;
                 Ok(Worked::Replaced(end))
             }
             other => unreachable!("{other:?} is not for the checkpoint thread"),
@@ -254,13 +290,18 @@ impl Process {
     }
 
     /// Checks the records that this node has committed since the last check.
-    pub fn check_committed(&mut self, name: &str, ledger: &mut Ledger) -> Finding {
+    pub fn check_committed(
+        &mut self,
+        name: &str,
+        actual: Option<&Register>,
+        ledger: &mut Ledger,
+    ) -> Finding {
         let state = self.replica.state();
-        let status = self.replica.status();
-        if status.committed > status.prepared || status.applied > status.committed {
-            return Err(format!("I8: {name}: {status:?}"));
-        }
         let committed = state.committed();
+        if self.checked == committed {
+            return Ok(());
+        }
+        let leads = self.replica.status().role == Role::Primary;
         while self.checked < committed {
             let next = self.checked.next();
             let record: Option<Arc<Record>> =
@@ -268,10 +309,8 @@ impl Process {
             let Some(record) = record else {
                 return Err(format!("{name} has committed {next} and does not have it"));
             };
-            match (status.role, self.replica.register()) {
-                (onlyonce_wire::status::Role::Primary, Some(register)) => {
-                    ledger.commit(&record, register)?;
-                }
+            match self.replica.register() {
+                Some(register) if leads => ledger.commit(&record, register, actual)?,
                 _ => ledger.follow(name, &record)?,
             }
             self.checked = next;
@@ -288,11 +327,35 @@ pub enum Worked {
     Replaced(Mark),
 }
 
-enum Done {
+/// What the log writer did.
+pub enum Done {
+    /// Nothing to tell of.
     Nothing,
+    /// Saved the replication state.
     Saved,
+    /// Cut the log.
     Cut(Index),
+    /// Appended these.
     Appended(Vec<Arc<Record>>),
+}
+
+impl Done {
+    /// Notes it in the ledger; returns the event that tells the core.
+    pub fn note(self, store: StoreId, ledger: &mut Ledger) -> Result<Option<Event>, String> {
+        match self {
+            Self::Nothing => Ok(None),
+            Self::Saved => Ok(Some(Event::Saved)),
+            Self::Cut(after) => {
+                ledger.cut(store, after);
+                Ok(Some(Event::Saved))
+            }
+            Self::Appended(records) => {
+                let index = records.last().expect("at least one").index;
+                records.iter().try_for_each(|record| ledger.append(store, record))?;
+                Ok(Some(Event::Persisted { index }))
+            }
+        }
+    }
 }
 
 fn timing(plan: &Plan) -> Timing {

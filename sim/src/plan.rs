@@ -3,9 +3,13 @@
 //! Each seed draws its own probabilities, many of them zero: worlds that are unkind in one way only
 //! reach states that an average of all faults never does ("swarm testing", Groce et al. 2012).
 
+use std::ops::Range;
+
+use onlyonce_replica::Limits;
 use rand::Rng;
 use rand::rngs::StdRng;
 
+use crate::run::Trial;
 use crate::time::{MILLISECOND, SECOND, Span};
 
 /// One world's parameters.
@@ -23,8 +27,12 @@ pub struct Plan {
     pub duration: Span,
     /// The longest usual delay of a message.
     pub delay_max: Span,
-    /// How often, of a thousand, a message is delayed for up to seconds.
+    /// How often, of a thousand, a message is late.
     pub late_per_mille: u32,
+    /// The longest delay of a late message.
+    pub late_max: Span,
+    /// How often, of a thousand, a compare-and-swap is late on top of that.
+    pub late_swap_per_mille: u32,
     /// How often, of a thousand, a message is lost.
     pub lost_per_mille: u32,
     /// How often, of a thousand, a message arrives twice.
@@ -33,6 +41,8 @@ pub struct Plan {
     pub flush_max: Span,
     /// How often, of a thousand, a flush takes up to seconds.
     pub stalled_per_mille: u32,
+    /// How often, of a thousand, a client sends what breaks the rules.
+    pub probe_per_mille: u32,
     /// The mean time between faults of each kind; zero for never.
     pub faults: Faults,
     /// Clocks run faster or slower by up to so many parts in a thousand.
@@ -49,6 +59,11 @@ pub struct Plan {
     pub min_copies: usize,
     /// How long a session may be idle.
     pub session_idle: Span,
+    /// Bounds.
+    pub limits: Limits,
+    /// The rule that every node breaks.
+    #[cfg(feature = "mutations")]
+    pub broken: Option<onlyonce_replica::Rule>,
 }
 
 /// The mean times between faults; zero for never.
@@ -58,7 +73,8 @@ pub struct Faults {
     pub crash: Span,
     /// All nodes lose power at once.
     pub blackout: Span,
-    /// Messages from one node to another are lost for a while, in one direction or both.
+    /// Messages from one node to another, or to the authority, are lost for a while, in one direction
+    /// or both.
     pub partition: Span,
     /// A process stands still for a while.
     pub pause: Span,
@@ -68,18 +84,30 @@ pub struct Faults {
     pub empty: Span,
     /// A client forgets everything.
     pub client_crash: Span,
+    /// A disk is slow for a while.
+    pub slow: Span,
+    /// A disk completes nothing for a while.
+    pub hang: Span,
+    /// A write fails, and the process stops.
+    pub fail: Span,
+    /// A bit flips on the disk of a process that is down.
+    pub rot: Span,
+    /// The node that leads is cut off from all others, and mostly from the authority too.
+    pub isolate: Span,
 }
 
 impl Plan {
     /// The plan of a seed.
-    pub fn draw(rng: &mut StdRng) -> Self {
+    #[cfg_attr(not(feature = "mutations"), expect(unused_variables, reason = "nothing to try"))]
+    pub fn draw(rng: &mut StdRng, trial: Trial) -> Self {
         let nodes = [1, 2, 2, 2, 3, 3, 4][rng.random_range(0..7)];
         let mut sometimes = |one_in: u32, value: u32| {
             if rng.random_ratio(1, one_in) { value } else { 0 }
         };
-        let (late_per_mille, lost_per_mille) = (sometimes(2, 10), sometimes(2, 40));
+        let (late_per_mille, lost_per_mille) = (sometimes(2, 20), sometimes(2, 40));
         let (repeated_per_mille, stalled_per_mille) = (sometimes(2, 40), sometimes(4, 5));
-        let drift_per_mille = sometimes(2, 9);
+        let (drift_per_mille, probe_per_mille) = (sometimes(2, 9), sometimes(2, 60));
+        let late_swap_per_mille = sometimes(4, 300);
         let mut mean = |one_in: u32, milliseconds: u64| {
             if rng.random_ratio(1, one_in) {
                 rng.random_range(milliseconds / 4..milliseconds) * MILLISECOND
@@ -93,8 +121,22 @@ impl Plan {
             partition: mean(2, 4_000),
             pause: mean(3, 4_000),
             outage: mean(4, 6_000),
-            empty: mean(4, 8_000),
+            empty: mean(3, 5_000),
             client_crash: mean(4, 6_000),
+            slow: mean(5, 6_000),
+            hang: mean(5, 6_000),
+            fail: mean(5, 5_000),
+            rot: mean(6, 6_000),
+            isolate: mean(3, 4_000),
+        };
+        let mut tight = |one_in: u32, bound: Range<u64>, default: u64| {
+            if rng.random_ratio(1, one_in) { rng.random_range(bound) } else { default }
+        };
+        let most = Limits::default();
+        let limits = Limits {
+            window: tight(3, 1..8, most.window),
+            saved_reply_bytes: tight(6, 40..90, most.saved_reply_bytes),
+            append_bytes: tight(3, 1..600, most.append_bytes as u64) as usize,
         };
         Self {
             nodes,
@@ -104,10 +146,13 @@ impl Plan {
             duration: rng.random_range(3..10) * SECOND,
             delay_max: rng.random_range(1..10) * MILLISECOND,
             late_per_mille,
+            late_max: rng.random_range(1..10) * SECOND,
+            late_swap_per_mille,
             lost_per_mille,
             repeated_per_mille,
             flush_max: rng.random_range(1..5) * MILLISECOND,
             stalled_per_mille,
+            probe_per_mille,
             faults,
             drift_per_mille,
             checkpoint_bytes: rng.random_range(1_000..20_000),
@@ -118,7 +163,10 @@ impl Plan {
             log_pin_bytes: rng.random_range(1_000..200_000),
             piece_bytes: rng.random_range(50..4_000),
             min_copies: if nodes > 1 && rng.random_ratio(1, 4) { 2 } else { 1 },
-            session_idle: rng.random_range(1..20) * SECOND,
+            session_idle: rng.random_range(3..100) * rng.random_range(100..200) * MILLISECOND,
+            limits,
+            #[cfg(feature = "mutations")]
+            broken: trial.broken,
         }
     }
 }

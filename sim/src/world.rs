@@ -2,23 +2,25 @@
 
 use std::collections::BTreeMap;
 
-use onlyonce_replica::{Effect, Event, PeerMessage, ProposalResult, ReadId, Replica, ReplyTo};
+use onlyonce_replica::{Effect, Event, PeerMessage, ReadId, Replica, ReplyTo};
+use onlyonce_wire::StoreId;
 use onlyonce_wire::authority::{Register, Revision, Versioned};
 use onlyonce_wire::client::{Answer, Request};
-use onlyonce_wire::{CallId, StoreId};
+use rand::Rng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 
 use crate::audit::has_settled;
-use crate::client::{Client, History, Taken};
+use crate::client::{Client, History};
 use crate::faults::Fault;
 use crate::ledger::{Finding, Ledger};
-use crate::node::{Clock, Node, Worked};
-use crate::plan::{Faults, Plan};
+use crate::node::{Clock, Node};
+use crate::plan::Plan;
+use crate::tally::{Report, Sight};
 use crate::time::{Agenda, MILLISECOND, SECOND, Span};
+use crate::timeline::{self, Standing, Timeline};
+use crate::witness::Copies;
 
 pub(crate) const TICK: Span = 5 * MILLISECOND;
-const RETRY: Span = 100 * MILLISECOND;
 /// How long a healed world may take until everything is answered and everybody is a replica.
 const HEALING: Span = 120 * SECOND;
 
@@ -33,7 +35,7 @@ pub enum Happening {
     /// A node's checkpoint thread is done.
     Worked { node: usize, generation: u64 },
     /// A message arrives.
-    Message { from: usize, to: usize, store: StoreId, message: PeerMessage },
+    Message { between: [(usize, StoreId); 2], message: PeerMessage },
     /// The authority is asked.
     Ask { node: usize, generation: u64, ask: Ask },
     /// A node hears of the authority.
@@ -64,25 +66,6 @@ pub enum Ask {
     Swap(Revision, Register),
 }
 
-/// What a seed came to.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Report {
-    /// Events handled.
-    pub steps: u64,
-    /// Requests answered.
-    pub answered: u64,
-    /// Requests whose outcome stays unknown.
-    pub unknown: u64,
-    /// Views made.
-    pub views: u64,
-    /// Crashes of processes.
-    pub crashes: u64,
-    /// Disks emptied.
-    pub emptied: u64,
-    /// Snapshots installed.
-    pub installed: u64,
-}
-
 /// The world.
 pub struct World {
     pub(crate) plan: Plan,
@@ -92,26 +75,23 @@ pub struct World {
     pub(crate) clients: Vec<Client>,
     pub(crate) history: History,
     pub(crate) ledger: Ledger,
+    pub(crate) copies: Copies,
     pub(crate) register: Versioned,
     pub(crate) authority_down_until: u64,
     pub(crate) cut_off: BTreeMap<(usize, usize), u64>,
     pub(crate) healed: bool,
     pub(crate) next_store: u128,
     pub(crate) report: Report,
-    pub(crate) trace: bool,
-}
-
-/// Runs a seed to its end.
-pub fn run(seed: u64, trace: bool) -> Result<Report, String> {
-    let mut world = World::new(seed, trace);
-    world.run()?;
-    Ok(world.report)
+    /// Compare-and-swaps on their way to the authority.
+    pub(crate) swaps_under_way: u64,
+    pub(crate) timeline: Timeline,
+    /// What the timeline last told of each node.
+    standings: Vec<Option<Standing>>,
 }
 
 impl World {
-    fn new(seed: u64, trace: bool) -> Self {
-        let mut rng = StdRng::seed_from_u64(seed);
-        let plan = Plan::draw(&mut rng);
+    /// The world of a plan, as it begins.
+    pub fn new(mut rng: StdRng, plan: Plan, timeline: Timeline) -> Self {
         let drift = u64::from(plan.drift_per_mille) * 1_000;
         let nodes = (0..plan.nodes).map(|at| {
             let clock = Clock {
@@ -126,16 +106,19 @@ impl World {
             next_store: 100,
             rng,
             agenda: Agenda::new(),
+            standings: vec![None; nodes.len()],
             nodes,
             clients,
             history: History::default(),
             ledger: Ledger::default(),
+            copies: Copies::default(),
             register: Versioned { revision: Revision(0), register: None },
             authority_down_until: 0,
             cut_off: BTreeMap::new(),
             healed: false,
             report: Report::default(),
-            trace,
+            swaps_under_way: 0,
+            timeline,
             plan,
         };
         world.say(|world| format!("plan {:?}", world.plan));
@@ -151,17 +134,8 @@ impl World {
         for client in 0..self.clients.len() {
             self.agenda.schedule(MILLISECOND, Happening::Client { client });
         }
-        let Faults { crash, blackout, partition, pause, outage, empty, client_crash } =
-            self.plan.faults;
-        for (mean, fault) in [
-            (crash, Fault::Crash),
-            (blackout, Fault::Blackout),
-            (partition, Fault::Partition),
-            (pause, Fault::Pause),
-            (outage, Fault::Outage),
-            (empty, Fault::Empty),
-            (client_crash, Fault::ClientCrash),
-        ] {
+        for fault in Fault::ALL {
+            let mean = fault.mean(&self.plan.faults);
             if mean > 0 {
                 let after = self.rng.random_range(0..2 * mean);
                 self.agenda.schedule(after, Happening::Fault(fault));
@@ -170,13 +144,19 @@ impl World {
         self.agenda.schedule(self.plan.duration, Happening::Heal);
     }
 
-    fn run(&mut self) -> Finding {
+    /// Runs the world to its end.
+    pub fn run(&mut self) -> Finding {
         let end = self.agenda.now() + self.plan.duration + HEALING;
         while let Some(happening) = self.agenda.next() {
             self.report.steps += 1;
             self.happen(happening).map_err(|finding| self.place(&finding))?;
             if self.healed && self.report.steps.is_multiple_of(64) && self.is_at_rest() {
-                return self.audit().map_err(|finding| self.place(&finding));
+                self.audit().map_err(|finding| self.place(&finding))?;
+                for replica in self.nodes.iter().filter_map(|node| node.process.as_ref()) {
+                    self.report.marks.add(replica.replica.marks());
+                }
+                self.report.end_world();
+                return Ok(());
             }
             if self.agenda.now() > end {
                 break;
@@ -189,9 +169,11 @@ impl World {
         format!("at {:.6} s: {finding}", self.agenda.now() as f64 / 1e9)
     }
 
-    pub(crate) fn say(&self, text: impl FnOnce(&Self) -> String) {
-        if self.trace {
-            println!("{:>12.6} {}", self.agenda.now() as f64 / 1e9, text(self));
+    /// Adds a line to the timeline, if there is one.
+    pub(crate) fn say(&mut self, text: impl FnOnce(&Self) -> String) {
+        if self.timeline.is_on() {
+            let text = text(self);
+            self.timeline.add(self.agenda.now(), &text);
         }
     }
 
@@ -220,23 +202,29 @@ impl World {
                 }
             }
             Happening::Flushed { node, generation } => return self.flushed(node, generation),
-            Happening::Worked { node, generation } => {
-                return self.worked(node, generation);
-            }
-            Happening::Message { from, to, store, message } => {
+            Happening::Worked { node, generation } => return self.worked(node, generation),
+            Happening::Message { between: [(from, sender), (to, store)], message } => {
+                // A connection is one between stores: an emptied disk's node is a stranger.
                 if !self.is_cut_off(from, to) && self.nodes[to].store == store {
-                    self.say(|_| format!("n{} → n{}: {}", from + 1, to + 1, brief(&message)));
-                    let from = self.nodes[from].store;
-                    return self.give(to, Event::Peer { from, message });
+                    if let Some(text) =
+                        timeline::message(&message).filter(|_| self.timeline.is_on())
+                    {
+                        self.say(|_| format!("n{} → n{}: {text}", from + 1, to + 1));
+                    }
+                    return self.give(to, Event::Peer { from: sender, message });
                 }
             }
-            Happening::Ask { node, generation, ask } => self.ask_authority(node, generation, ask),
+            Happening::Ask { node, generation, ask } => {
+                return self.ask_authority(node, generation, ask);
+            }
             Happening::Told { node, generation, event } => {
                 if self.nodes[node].generation == generation {
                     return self.give(node, event);
                 }
             }
             Happening::Request { node, from, request } => {
+                self.say(|_| format!("n{} is asked: {}", node + 1, timeline::request(&request)));
+                let from = self.copies.arrive(from, request.clone());
                 return self.give(node, Event::Request { from, request });
             }
             Happening::Answer { to, answer } => return self.answer(to, answer),
@@ -250,7 +238,11 @@ impl World {
         Ok(())
     }
 
-    fn process(&mut self, node: usize, generation: u64) -> Option<&mut crate::node::Process> {
+    pub(crate) fn process(
+        &mut self,
+        node: usize,
+        generation: u64,
+    ) -> Option<&mut crate::node::Process> {
         let node = &mut self.nodes[node];
         if node.generation == generation { node.process.as_mut() } else { None }
     }
@@ -265,9 +257,14 @@ impl World {
         }
         let now = node.clock.show(world);
         let Some(process) = &mut node.process else { return Ok(()) };
+        if let Event::Request { from, .. } = &event {
+            self.copies.take_up(*from, &self.ledger);
+        }
+        // A drained queue stays so until something else comes.
+        let drained = matches!(event, Event::Drained);
         let effects = process.replica.step(now, event);
         let generation = node.generation;
-        if !process.draining {
+        if !process.draining && !drained {
             process.draining = true;
             let after = self.rng.random_range(0..MILLISECOND / 5);
             self.agenda.schedule(after, Happening::Drained { node: at, generation });
@@ -279,18 +276,45 @@ impl World {
     fn check(&mut self, at: usize) -> Finding {
         let node = &mut self.nodes[at];
         let Some(process) = &mut node.process else { return Ok(()) };
-        let name = format!("n{}", at + 1);
-        let status = process.replica.status();
-        if status.serving {
-            self.ledger.leads(status.view.0, node.store, node.generation)?;
+        let register = self.register.register.as_ref();
+        if process.replica.is_serving()
+            && let Some(known) = process.replica.register()
+        {
+            let process = (node.store, node.generation);
+            self.ledger.leads(known.view.0, process, register)?;
         }
-        process.check_committed(&name, &mut self.ledger)
+        process.check_committed(&format!("n{}", at + 1), register, &mut self.ledger)?;
+        self.tell_standing(at);
+        Ok(())
+    }
+
+    /// Tells what changed of a node.
+    fn tell_standing(&mut self, at: usize) {
+        let Some(process) = self.nodes[at].process.as_ref().filter(|_| self.timeline.is_on())
+        else {
+            return;
+        };
+        let status = process.replica.status();
+        let standing = Standing {
+            role: status.role,
+            view: status.view.0,
+            serving: status.serving,
+            committed: status.committed,
+            prepared: status.prepared,
+        };
+        if let Some(news) = standing.since(self.standings[at].replace(standing)) {
+            self.say(|_| format!("n{} {news}", at + 1));
+        }
     }
 
     pub(crate) fn carry_out(&mut self, at: usize, effects: Vec<Effect>) -> Finding {
         for effect in effects {
             match effect {
                 Effect::Reply { to, answer } => {
+                    if matches!(answer, Answer::Executed { replayed: true, .. }) {
+                        self.report.see(Sight::Replayed);
+                    }
+                    let to = self.copies.answer(to, &answer, &self.ledger)?;
                     self.transmit(|_| Happening::Answer { to, answer: answer.clone() });
                 }
                 Effect::Know(_) | Effect::Release(_) => {}
@@ -298,12 +322,8 @@ impl World {
                     let Some(node) = self.nodes.iter().position(|node| node.store == to) else {
                         continue;
                     };
-                    self.transmit(|_| Happening::Message {
-                        from: at,
-                        to: node,
-                        store: to,
-                        message: message.clone(),
-                    });
+                    let between = [(at, self.nodes[at].store), (node, to)];
+                    self.transmit(|_| Happening::Message { between, message: message.clone() });
                 }
                 Effect::Persist(_)
                 | Effect::Cut { .. }
@@ -328,180 +348,10 @@ impl World {
                     process.work.push_back(effect);
                     self.begin_work(at);
                 }
-                Effect::Stop(reason) => return Err(format!("n{} stops: {reason}", at + 1)),
+                Effect::Stop(reason) => return Err(format!("P6: n{} stops: {reason}", at + 1)),
             }
         }
         Ok(())
-    }
-
-    /// Lets something travel: late, twice, or not at all.
-    fn transmit(&mut self, parcel: impl Fn(usize) -> Happening) {
-        let copies = match () {
-            () if self.chance(self.plan.lost_per_mille) => 0,
-            () if self.chance(self.plan.repeated_per_mille) => 2,
-            () => 1,
-        };
-        for copy in 0..copies {
-            let after = self.delay();
-            self.agenda.schedule(after, parcel(copy));
-        }
-    }
-
-    fn chance(&mut self, per_mille: u32) -> bool {
-        !self.healed && per_mille > 0 && self.rng.random_ratio(per_mille, 1_000)
-    }
-
-    fn delay(&mut self) -> Span {
-        let late = self.chance(self.plan.late_per_mille);
-        let most = if late { 3 * SECOND } else { self.plan.delay_max };
-        self.rng.random_range(MILLISECOND / 20..=most)
-    }
-
-    fn begin_flush(&mut self, at: usize) {
-        let node = &mut self.nodes[at];
-        let generation = node.generation;
-        let Some(process) = &mut node.process else { return };
-        if process.flushing || process.queue.is_empty() {
-            return;
-        }
-        process.flushing = true;
-        let stalled = self.chance(self.plan.stalled_per_mille);
-        let most = if stalled { 3 * SECOND } else { self.plan.flush_max };
-        let after = self.rng.random_range(MILLISECOND / 10..=most);
-        self.agenda.schedule(after, Happening::Flushed { node: at, generation });
-    }
-
-    fn begin_work(&mut self, at: usize) {
-        let node = &mut self.nodes[at];
-        let generation = node.generation;
-        let Some(process) = &mut node.process else { return };
-        let most = match process.work.front() {
-            Some(Effect::Checkpoint(_) | Effect::Install { .. }) => 50 * MILLISECOND,
-            Some(_) => 2 * MILLISECOND,
-            None => return,
-        };
-        if process.working {
-            return;
-        }
-        process.working = true;
-        let after = self.rng.random_range(0..most);
-        self.agenda.schedule(after, Happening::Worked { node: at, generation });
-    }
-
-    fn worked(&mut self, at: usize, generation: u64) -> Finding {
-        let piece_bytes = self.plan.piece_bytes;
-        let Some(process) = self.process(at, generation) else { return Ok(()) };
-        match process.work(piece_bytes)? {
-            Worked::Told(event) => self.give(at, *event)?,
-            Worked::Replaced(end) => {
-                self.say(|_| format!("n{} begins anew on a snapshot up to {}", at + 1, end.index));
-                self.report.installed += 1;
-                let node = &mut self.nodes[at];
-                node.crash(false, 0);
-                node.replaced = Some(end);
-                self.agenda.schedule(MILLISECOND, Happening::Start { node: at });
-            }
-        }
-        self.begin_work(at);
-        Ok(())
-    }
-
-    fn flushed(&mut self, at: usize, generation: u64) -> Finding {
-        let node = &mut self.nodes[at];
-        if node.generation != generation {
-            return Ok(());
-        }
-        let Some(process) = &mut node.process else { return Ok(()) };
-        let event = process.flush(node.store, &mut self.ledger)?;
-        if let Some(event) = event {
-            self.give(at, event)?;
-        }
-        self.begin_flush(at);
-        Ok(())
-    }
-
-    fn is_cut_off(&self, from: usize, to: usize) -> bool {
-        self.cut_off.get(&(from, to)).is_some_and(|until| self.agenda.now() < *until)
-    }
-
-    fn ask(&mut self, node: usize, ask: Ask) {
-        let generation = self.nodes[node].generation;
-        if self.chance(self.plan.lost_per_mille) {
-            return;
-        }
-        let after = self.delay();
-        self.agenda.schedule(after, Happening::Ask { node, generation, ask });
-    }
-
-    fn ask_authority(&mut self, node: usize, generation: u64, ask: Ask) {
-        if self.agenda.now() < self.authority_down_until {
-            return;
-        }
-        let event = match ask {
-            Ask::Read(id) => Event::RegisterRead { asked: Some(id), now: self.register.clone() },
-            Ask::Swap(expected, register) if expected == self.register.revision => {
-                let id = register.proposal;
-                self.say(|_| format!("the register holds view {} of n{}", register.view, node + 1));
-                let revision = Revision(expected.0 + 1);
-                self.report.views = register.view.0;
-                self.register = Versioned { revision, register: Some(register) };
-                Event::Proposed { id, result: ProposalResult::Won(revision) }
-            }
-            Ask::Swap(_, register) => {
-                Event::Proposed { id: register.proposal, result: ProposalResult::Unknown }
-            }
-        };
-        if !self.chance(self.plan.lost_per_mille) {
-            let after = self.delay();
-            self.agenda.schedule(after, Happening::Told { node, generation, event });
-        }
-    }
-
-    fn drive(&mut self, client: usize) {
-        if self.healed {
-            return;
-        }
-        let now = self.agenda.now();
-        if self.clients[client].has_room(self.plan.outstanding) {
-            let keys = self.plan.keys;
-            let one = &mut self.clients[client];
-            let call = one.begin(&mut self.rng, keys, now, &mut self.history);
-            self.retry(client, call);
-        }
-        let after = self.rng.random_range(0..60 * MILLISECOND);
-        self.agenda.schedule(after, Happening::Client { client });
-    }
-
-    /// Sends a call's bytes (again).
-    fn retry(&mut self, client: usize, number: u64) {
-        let nodes = self.nodes.len();
-        let other = self.rng.random_range(0..nodes);
-        let one = &mut self.clients[client];
-        let Some(call) = one.calls.get(&number) else { return };
-        let request = call.request.clone();
-        let node = if self.rng.random_ratio(1, 3) { other } else { one.target };
-        let from = ReplyTo { connection: client as u64, call: CallId(number) };
-        self.transmit(|_| Happening::Request { node, from, request: request.clone() });
-        let after = RETRY + self.rng.random_range(0..RETRY);
-        self.agenda.schedule(after, Happening::Retry { client, call: number });
-    }
-
-    fn answer(&mut self, to: ReplyTo, answer: Answer) -> Finding {
-        let client = usize::try_from(to.connection).expect("clients are few");
-        self.say(|_| format!("c{} #{}: {answer:?}", client + 1, to.call));
-        let now = self.agenda.now();
-        match self.clients[client].take(to.call.0, answer, now, &mut self.history) {
-            Taken::Nothing => Ok(()),
-            Taken::Done => {
-                self.report.answered += 1;
-                Ok(())
-            }
-            Taken::Expired { lost } => {
-                self.report.unknown += lost as u64;
-                Ok(())
-            }
-            Taken::Broken(finding) => Err(format!("client {}: {finding}", client + 1)),
-        }
     }
 
     pub(crate) fn replicas(&self) -> impl Iterator<Item = &Replica> {
@@ -511,31 +361,15 @@ impl World {
     fn is_at_rest(&self) -> bool {
         let answered = self.clients.iter().all(|client| client.calls.is_empty());
         let last = self.ledger.last();
-        let settled = self.replicas().filter(|replica| replica.state().committed() == last).count();
+        let is_settled = |replica: &&Replica| {
+            replica.state().committed() == last && replica.state().last().1 == last
+        };
+        let settled = self.replicas().filter(is_settled).count();
         let members =
             self.replicas().filter_map(Replica::register).map(|it| 1 + it.backups.len()).min();
         answered
             && settled == self.nodes.len()
             && members == Some(self.nodes.len())
             && self.replicas().all(has_settled)
-    }
-}
-
-/// A message in a few words.
-fn brief(message: &PeerMessage) -> String {
-    match message {
-        PeerMessage::Heartbeat { register, committed, .. } => {
-            format!("heartbeat of view {}, committed {committed}", register.view)
-        }
-        PeerMessage::Echo { view, .. } => format!("echo in view {view}"),
-        PeerMessage::Append { view, previous, records, committed } => format!(
-            "append in view {view}: {} after {}@{}, committed {committed}",
-            records.len(),
-            previous.index,
-            previous.view
-        ),
-        PeerMessage::AppendOk { view, matched } => format!("ok in view {view}: {matched}"),
-        PeerMessage::NewerView { register, .. } => format!("there is view {}", register.view),
-        other => format!("{other:?}"),
     }
 }

@@ -1,23 +1,27 @@
 //! A few worlds, in every run of the tests; `cargo run -p onlyonce-sim --release` runs thousands.
 
+use onlyonce_sim::{Report, Sight, Trial, run_many};
+
 /// The invariants hold in every step of every world, and every history has an order.
 #[test]
 fn worlds_keep_their_promises() {
-    let seeds: Vec<u64> = (0..60).collect();
-    let mut crashes = 0;
-    let mut views = 0;
-    let mut answered = 0;
-    for seed in seeds {
-        match onlyonce_sim::run(seed, false) {
-            Ok(report) => {
-                crashes += report.crashes;
-                views += report.views;
-                answered += report.answered;
-            }
-            Err(finding) => {
-                panic!("{finding}\n`cargo run -p onlyonce-sim -- --seed {seed} --trace` tells more")
-            }
+    let mut sum = Report::default();
+    let mut failed = Vec::new();
+    run_many(0..100, Trial::default(), |_, result| {
+        match result {
+            Ok(report) => sum.add(&report),
+            Err(failure) => failed.push(failure),
         }
+        failed.is_empty()
+    });
+    if let Some(failure) = failed.first() {
+        panic!("{failure}");
     }
-    assert!(crashes > 20 && views > 100 && answered > 5_000, "{crashes} {views} {answered}");
+    let (crashes, emptied) = (sum.seen(Sight::Crashed), sum.seen(Sight::DiskEmptied));
+    assert!(
+        crashes > 50 && emptied > 5 && sum.views > 200 && sum.answered > 5_000,
+        "{crashes} crashes, {emptied} disks emptied, {} views, {} answered",
+        sum.views,
+        sum.answered
+    );
 }

@@ -1,0 +1,253 @@
+//! What the committed history comes to: every version of every row, every session's life, every
+//! request that was executed. Read off the entries themselves, not with the code under test.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+use onlyonce_storage::{Entry, Index, Record, State, Table};
+use onlyonce_wire::client::{ExecuteId, Fingerprint};
+use onlyonce_wire::{OpenedAt, Session, SessionId};
+
+use crate::ledger::Finding;
+
+/// The committed history, folded.
+#[derive(Default)]
+pub struct Fold {
+    /// The values of each row, with the records and the moments that made them, in order.
+    rows: BTreeMap<(Table, Bytes), Vec<Version>>,
+    /// How many entries there are: each makes a state of its own.
+    moment: u64,
+    /// The lives of each session id, in order.
+    sessions: HashMap<SessionId, Vec<Life>>,
+    /// Every request that was ever executed, by table and key of its duplicate row (I5).
+    executed: HashMap<(Table, Bytes), Executed>,
+}
+
+/// A value of a row.
+struct Version {
+    index: Index,
+    moment: u64,
+    value: Option<Bytes>,
+}
+
+/// A session, from its opening to its end.
+#[derive(Clone, Copy, Debug)]
+pub struct Life {
+    /// Completes its identity: the index of its opening.
+    pub opened_at: OpenedAt,
+    /// The record that ended it.
+    pub ended: Option<Index>,
+    /// Replies below this were acknowledged.
+    pub first_unacked: u64,
+}
+
+/// A request that took effect.
+#[derive(Clone, Debug)]
+pub struct Executed {
+    /// In this record.
+    pub index: Index,
+    /// Of its operation.
+    pub fingerprint: Fingerprint,
+    /// The reply that was saved with it.
+    pub reply: Bytes,
+}
+
+impl Fold {
+    /// Takes the next record of the history.
+    pub fn take(&mut self, record: &Record) -> Finding {
+        let index = record.index;
+        record.entries.iter().try_for_each(|entry| self.take_entry(index, entry))
+    }
+
+    fn take_entry(&mut self, index: Index, entry: &Entry) -> Finding {
+        self.moment += 1;
+        let is_duplicate_row = |table: Table, key: &Bytes| {
+            table == Table::Replies || (table == Table::Keys && !key.is_empty())
+        };
+        let mut requests = 0;
+        for effect in &entry.effects {
+            let Some(value) = &effect.value else { continue };
+            if is_duplicate_row(effect.table, &effect.key) {
+                requests += 1;
+                self.execute(index, effect.table, &effect.key, value)?;
+            }
+        }
+        let writes = entry.effects.iter().any(|effect| effect.table == Table::Kv);
+        if requests > 1 || (writes && requests != 1) {
+            return Err(format!(
+                "I6: an entry of {index} has effects and {requests} duplicate rows"
+            ));
+        }
+        for effect in &entry.effects {
+            if effect.table == Table::Sessions {
+                self.take_session(index, &effect.key, effect.value.as_ref(), requests == 1)?;
+            }
+            let versions = self.rows.entry((effect.table, effect.key.clone())).or_default();
+            versions.push(Version { index, moment: self.moment, value: effect.value.clone() });
+        }
+        Ok(())
+    }
+
+    /// I5, P5: a request runs once, and never in a session that is not open or below its watermark.
+    fn execute(&mut self, index: Index, table: Table, key: &Bytes, value: &Bytes) -> Finding {
+        let (fingerprint, reply) = value.split_at_checked(16).ok_or("a duplicate row is short")?;
+        let fingerprint =
+            Fingerprint(u128::from_le_bytes(fingerprint.try_into().expect("16 bytes")));
+        let executed = Executed { index, fingerprint, reply: Bytes::copy_from_slice(reply) };
+        if self.executed.insert((table, key.clone()), executed).is_some() {
+            return Err(format!("I5: {} is executed twice, again at {index}", key.escape_ascii()));
+        }
+        if table == Table::Replies {
+            let (id, seq) = session_and_seq(key)?;
+            let Some(life) = self.life(id).filter(|life| life.ended.is_none()) else {
+                return Err(format!(
+                    "P5: {index} executes request {seq} of session {id}, not open"
+                ));
+            };
+            if seq < life.first_unacked {
+                return Err(format!(
+                    "P5: {index} executes request {seq} of session {id}, below its watermark {}",
+                    life.first_unacked
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn take_session(
+        &mut self,
+        index: Index,
+        key: &Bytes,
+        value: Option<&Bytes>,
+        executes: bool,
+    ) -> Finding {
+        let id = key[..].try_into().map_err(|_| "a session's key is no id".to_owned())?;
+        let id = SessionId(u128::from_be_bytes(id));
+        let lives = self.sessions.entry(id).or_default();
+        let open = lives.last_mut().filter(|life| life.ended.is_none());
+        let Some(value) = value else {
+            let Some(life) = open else {
+                return Err(format!("I6: {index} ends session {id}, which is not open"));
+            };
+            life.ended = Some(index);
+            return Ok(());
+        };
+        let number = |at: usize| {
+            let bytes = value.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
+            bytes.map(u64::from_le_bytes).ok_or("a session's row is short")
+        };
+        let (opened_at, first_unacked) = (OpenedAt(number(0)?), number(8)?);
+        match open {
+            Some(life) if life.opened_at == opened_at && life.first_unacked <= first_unacked => {
+                life.first_unacked = first_unacked;
+            }
+            None if opened_at.0 == index.0 && !executes => {
+                lives.push(Life { opened_at, ended: None, first_unacked });
+            }
+            life => {
+                return Err(format!(
+                    "P5: {index} makes session {id} one of {opened_at} with watermark {first_unacked}, but it was {life:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest life of a session id.
+    pub fn life(&self, id: SessionId) -> Option<&Life> {
+        self.sessions.get(&id)?.last()
+    }
+
+    /// The life of exactly this session.
+    pub fn life_of(&self, session: Session) -> Option<&Life> {
+        let lives = self.sessions.get(&session.id)?;
+        lives.iter().find(|life| life.opened_at == session.opened_at)
+    }
+
+    /// What came of a request, if it was executed.
+    pub fn executed(&self, id: &ExecuteId) -> Option<&Executed> {
+        let key = match id {
+            ExecuteId::Key(key) => (Table::Keys, key.as_bytes().clone()),
+            ExecuteId::Session { session, seq, .. } => {
+                let key = [session.id.0.to_be_bytes().as_slice(), &seq.0.to_be_bytes()].concat();
+                (Table::Replies, key.into())
+            }
+        };
+        self.executed.get(&key)
+    }
+
+    /// The newest moment.
+    pub fn moment(&self) -> u64 {
+        self.moment
+    }
+
+    /// A row's value at a moment.
+    pub fn value_at(&self, table: Table, key: &Bytes, moment: u64) -> Option<Bytes> {
+        last_of(self.rows.get(&(table, key.clone()))?, |version| version.moment <= moment)
+    }
+
+    /// A table's rows at a moment.
+    pub fn rows_at(&self, table: Table, moment: u64) -> Vec<(Bytes, Bytes)> {
+        let range = self.rows.range((table, Bytes::new())..);
+        range
+            .take_while(|((of, _), _)| *of == table)
+            .filter_map(|((_, key), versions)| {
+                let value = last_of(versions, |version| version.moment <= moment)?;
+                Some((key.clone(), value))
+            })
+            .collect()
+    }
+
+    /// I9: a store's rows are those of the history up to its checkpoint, and then of its log.
+    pub fn compare(&self, state: &State) -> Finding {
+        let applied = state.applied();
+        let mut expected: BTreeMap<(Table, Bytes), Bytes> = BTreeMap::new();
+        for (key, versions) in &self.rows {
+            if let Some(value) = last_of(versions, |version| version.index <= applied) {
+                expected.insert(key.clone(), value);
+            }
+        }
+        let mut next = applied.next();
+        while next <= state.last().1 {
+            let record = state.record(next).map_err(|error| error.to_string())?;
+            let record = record.ok_or_else(|| format!("record {next} is not in the log"))?;
+            for effect in record.entries.iter().flat_map(|entry| &entry.effects) {
+                let key = (effect.table, effect.key.clone());
+                match &effect.value {
+                    Some(value) => expected.insert(key, value.clone()),
+                    None => expected.remove(&key),
+                };
+            }
+            next = next.next();
+        }
+        let mut expected = expected.into_iter();
+        for table in Table::ALL {
+            for row in state.scan(table, &[], None) {
+                let row = row.map_err(|error| error.to_string())?;
+                let Some(value) = row.value else { continue };
+                let found = ((table, row.key), value);
+                let wanted = expected.next();
+                if wanted.as_ref() != Some(&found) {
+                    return Err(format!("it holds {found:?}, but the history {wanted:?}"));
+                }
+            }
+        }
+        match expected.next() {
+            None => Ok(()),
+            Some(missing) => Err(format!("it lacks {missing:?}")),
+        }
+    }
+}
+
+/// The last of the versions that are `early`, as those at the beginning are.
+fn last_of(versions: &[Version], early: impl Fn(&Version) -> bool) -> Option<Bytes> {
+    let end = versions.partition_point(early);
+    versions[..end].last()?.value.clone()
+}
+
+fn session_and_seq(key: &Bytes) -> Result<(SessionId, u64), String> {
+    let (id, seq) = key.split_at_checked(16).ok_or("a reply's key is short")?;
+    let seq = seq.try_into().map_err(|_| "a reply's key has another length")?;
+    let id = id.try_into().expect("16 bytes");
+    Ok((SessionId(u128::from_be_bytes(id)), u64::from_be_bytes(seq)))
+}
