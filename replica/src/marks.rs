@@ -128,6 +128,12 @@ marks! {
     CheckpointBelowUncommitted => "checkpoint_below_uncommitted",
     /// Records left the log.
     LogPruned => "log_pruned",
+    /// A learner needed records that had left the log: a snapshot was begun.
+    TooFarBehindForLog => "too_far_behind_for_log",
+    /// A snapshot was given up.
+    SnapshotGivenUp => "snapshot_given_up",
+    /// A learner put a snapshot in its store's place.
+    SnapshotInstalled => "snapshot_installed",
 }
 
 /// How often each mark was met.

@@ -51,6 +51,8 @@ rules! {
     TableBeforeCommit,
     /// A checkpoint folds records that are not committed.
     UncommittedFolded,
+    /// A snapshot lacks the saved replies.
+    RepliesNotInSnapshot,
     /// A follower acknowledges its log's end, matched or not.
     AcknowledgesLogEnd,
     /// A dead process's proposal is not given up before the register is followed.

@@ -23,14 +23,16 @@
 //!   earlier process acknowledged the primary may still count: a late copy of a snapshot from before
 //!   must not take it away.
 
-use onlyonce_storage::{Cursor, Entry, Index, Mark, Rows};
+use onlyonce_storage::{Cursor, Entry, Index, Mark, Rows, Table};
 use onlyonce_wire::StoreId;
 use onlyonce_wire::authority::Member;
 use rand::Rng;
 
 use crate::config::Timing;
 use crate::event::{Effect, Moment};
+use crate::marks;
 use crate::message::{PeerMessage, Piece, SnapshotId};
+use crate::mutations::Rule;
 use crate::replica::{Replica, Role, Stop};
 
 /// A snapshot on its way to a learner.
@@ -104,6 +106,7 @@ impl Replica {
         }
         let id = SnapshotId(self.rng.random());
         tracing::info!(follower = member.name, after = after.0, "send a snapshot");
+        self.marks.hit(marks::Mark::TooFarBehindForLog);
         primary.sending = Some(Sending {
             id,
             member,
@@ -134,12 +137,15 @@ impl Replica {
     }
 
     pub(crate) fn on_rows_read(&mut self, id: SnapshotId, rows: Rows) {
+        let incomplete = self.breaks(Rule::RepliesNotInSnapshot);
         let Some(sending) = self.sending(id) else { return };
         let rest = match rows.next {
             Some(cursor) => Rest::Rows(cursor),
             None => Rest::Records { next: sending.after.next(), end: rows.applied },
         };
-        let piece = Piece::Effects(rows.entry.encode());
+        let mut entry = rows.entry;
+        entry.effects.retain(|effect| !(incomplete && effect.table == Table::Replies));
+        let piece = Piece::Effects(entry.encode());
         sending.stage = Stage::Sent { piece, rest };
         self.send_piece();
     }
@@ -230,6 +236,7 @@ impl Replica {
         let Role::Primary(primary) = &mut self.role else { return };
         if let Some(sending) = primary.sending.take() {
             tracing::warn!(follower = sending.member.name, "give up sending a snapshot: {why}");
+            self.marks.hit(marks::Mark::SnapshotGivenUp);
         }
     }
 
@@ -308,6 +315,7 @@ impl Replica {
         assert!(self.durable_view == self.saved.view, "nothing is being written");
         assert!(self.saved.proposal.is_none(), "a learner has no proposal");
         tracing::info!(end = end.index.0, "install a snapshot");
+        self.marks.hit(marks::Mark::SnapshotInstalled);
         self.acknowledge_piece(id, number);
         self.effects.push(Effect::Install { end, state: self.saved.encode() });
         self.role = Role::Stopped;

@@ -328,7 +328,7 @@ impl Client {
         self.doubts = true;
         self.next_seq = 1;
         self.skipped.clear();
-        self.session = SessionId(self.session.0 ^ (u128::from(number) + 1));
+        self.session = SessionId(self.session.0.wrapping_add(1));
     }
 }
 

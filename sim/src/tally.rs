@@ -43,8 +43,6 @@ sights! {
     DamageHarmless => "damage_harmless",
     /// A damaged store refused to open, and was replaced by an empty one.
     DamagedStoreReplaced => "damaged_store_replaced",
-    /// A snapshot took a store's place.
-    SnapshotInstalled => "snapshot_installed",
     /// A torn last group was removed from a log.
     TornGroupRemoved => "torn_group_removed",
     /// A process stood still.

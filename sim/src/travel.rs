@@ -85,7 +85,6 @@ impl World {
             Ok(Worked::Told(event)) => self.give(at, *event)?,
             Ok(Worked::Replaced(end)) => {
                 self.say(|_| format!("n{} begins anew on a snapshot up to {}", at + 1, end.index));
-                self.report.see(Sight::SnapshotInstalled);
                 self.crash(at, false, MILLISECOND);
                 self.nodes[at].replaced = Some(end);
             }
