@@ -32,6 +32,8 @@ pub struct Client {
     last_done: Option<Request>,
     last_over: Option<Session>,
     doubts: bool,
+    /// Whether it only reads.
+    reads: bool,
     /// Calls under way, by the number that ties answers to them. Numbers are never used twice.
     pub calls: BTreeMap<u64, Call>,
     next_call: u64,
@@ -86,6 +88,7 @@ impl Client {
             last_done: None,
             last_over: None,
             doubts: false,
+            reads: rng.random_ratio(1, 4),
             calls: BTreeMap::new(),
             next_call: 0,
             target: 0,
@@ -119,7 +122,7 @@ impl Client {
             return self.call(Purpose::Open, request);
         };
         let session = Session { id: self.session, opened_at };
-        match rng.random_range(0..100) {
+        match rng.random_range(0..if self.reads { 20 } else { 100 }) {
             0 | 1 if self.calls.is_empty() => {
                 let request = Request::Close { incarnation: INCARNATION, session };
                 return self.call(Purpose::Close, request);
@@ -136,7 +139,11 @@ impl Client {
         }
         let key = rng.random_range(0..plan.keys);
         let short = plan.limits.saved_reply_bytes < Limits::default().saved_reply_bytes;
-        let action = draw_action(rng, history.operations.len(), short);
+        let action = if self.reads {
+            Action::Get
+        } else {
+            draw_action(rng, history.operations.len(), short)
+        };
         let operation = history.operations.len();
         let invoked =
             Operation { invoked: now, answered: None, action: action.clone(), told: None };
@@ -178,7 +185,14 @@ impl Client {
         open.min().unwrap_or(newest)
     }
 
-    /// Whether the session ended just now: asks everybody whether they know.
+    /// Asks anybody whether the session lives, after a rest.
+    pub fn wake(&mut self) -> Option<u64> {
+        let session = Session { id: self.session, opened_at: self.opened_at? };
+        let request = Request::KeepAlive { incarnation: INCARNATION, session };
+        Some(self.call(Purpose::Probe { left: 4 }, request))
+    }
+
+    /// Asks everybody about a session that ended just now.
     pub fn doubt(&mut self) -> Option<u64> {
         let session = self.last_over.filter(|_| std::mem::take(&mut self.doubts))?;
         let request = Request::KeepAlive { incarnation: INCARNATION, session };

@@ -92,6 +92,12 @@ impl World {
         match fault {
             Fault::Crash => {
                 let power = self.rng.random();
+                // One that proposes is worth a crash: its proposal may win without it.
+                let proposes = |node: &Node| {
+                    let process = node.process.as_ref();
+                    process.is_some_and(|process| process.replica.is_proposing())
+                };
+                let node = self.nodes.iter().position(proposes).unwrap_or(node);
                 self.crash(node, power, while_);
             }
             Fault::Blackout => {
@@ -151,8 +157,9 @@ impl World {
         let Some(leader) = self.nodes.iter().position(leads) else { return };
         let wholly = self.rng.random_ratio(3, 4);
         let all = self.nodes.len() + usize::from(wholly);
+        let both = self.rng.random_ratio(2, 3);
         for other in (0..all).filter(|other| *other != leader) {
-            self.part(leader, other, true, until);
+            self.part(leader, other, both, until);
         }
     }
 

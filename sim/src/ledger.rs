@@ -31,6 +31,9 @@ pub struct Ledger {
 #[derive(Default)]
 struct Log {
     records: BTreeMap<Index, Bytes>,
+    /// Whether it began with a snapshot. A fold that a crash had cut short at its sender is in it:
+    /// rows may be ahead of its end, until the records that follow bring all others there.
+    from_snapshot: bool,
     /// A cut to this index began and was not seen to end: what follows may be there or not.
     cutting: Option<Index>,
 }
@@ -62,7 +65,7 @@ impl Ledger {
         let view = records.get(&end.index).map(|record| Record::decode(record.clone()));
         match view {
             Some(Ok(record)) if record.view == end.view => {
-                self.disks.insert(store, Log { records, cutting: None });
+                self.disks.insert(store, Log { records, from_snapshot: true, cutting: None });
                 Ok(())
             }
             _ => Err(format!("I9: a snapshot ends at {end:?}, which is not committed")),
@@ -98,7 +101,10 @@ impl Ledger {
             }
             next = next.next();
         }
-        self.fold.compare(state).map_err(|error| format!("I9: {store} after a restart: {error}"))
+        let ahead = log.from_snapshot;
+        self.fold
+            .compare(state, ahead)
+            .map_err(|error| format!("I9: {store} after a restart: {error}"))
     }
 
     /// I2: a view has one primary, and that is one process. Nobody serves once the register may

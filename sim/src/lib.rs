@@ -32,5 +32,5 @@ mod travel;
 mod witness;
 mod world;
 
-pub use run::{Failure, Trial, run, run_many, trace};
+pub use run::{AT_REST, Failure, Trial, run, run_many, trace};
 pub use tally::{Report, Sight};

@@ -33,6 +33,9 @@ pub struct Plan {
     pub late_max: Span,
     /// How often, of a thousand, a compare-and-swap is late on top of that.
     pub late_swap_per_mille: u32,
+    /// How often, of a thousand, a process dies right after it sent a compare-and-swap, and is back
+    /// before that arrives.
+    pub die_proposing_per_mille: u32,
     /// How often, of a thousand, a message is lost.
     pub lost_per_mille: u32,
     /// How often, of a thousand, a message arrives twice.
@@ -104,10 +107,11 @@ impl Plan {
         let mut sometimes = |one_in: u32, value: u32| {
             if rng.random_ratio(1, one_in) { value } else { 0 }
         };
-        let (late_per_mille, lost_per_mille) = (sometimes(2, 20), sometimes(2, 40));
+        let (late_per_mille, lost_per_mille) =
+            (sometimes(2, 20), sometimes(2, 40) + sometimes(6, 100));
         let (repeated_per_mille, stalled_per_mille) = (sometimes(2, 40), sometimes(4, 5));
         let (drift_per_mille, probe_per_mille) = (sometimes(2, 9), sometimes(2, 60));
-        let late_swap_per_mille = sometimes(4, 300);
+        let (late_swap_per_mille, die_proposing_per_mille) = (sometimes(3, 400), sometimes(4, 200));
         let mut mean = |one_in: u32, milliseconds: u64| {
             if rng.random_ratio(1, one_in) {
                 rng.random_range(milliseconds / 4..milliseconds) * MILLISECOND
@@ -136,7 +140,7 @@ impl Plan {
         let limits = Limits {
             window: tight(3, 1..8, most.window),
             saved_reply_bytes: tight(6, 40..90, most.saved_reply_bytes),
-            append_bytes: tight(3, 1..600, most.append_bytes as u64) as usize,
+            append_bytes: tight(2, 1..300, most.append_bytes as u64) as usize,
         };
         Self {
             nodes,
@@ -148,6 +152,7 @@ impl Plan {
             late_per_mille,
             late_max: rng.random_range(1..10) * SECOND,
             late_swap_per_mille,
+            die_proposing_per_mille,
             lost_per_mille,
             repeated_per_mille,
             flush_max: rng.random_range(1..5) * MILLISECOND,

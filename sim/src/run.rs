@@ -16,6 +16,9 @@ use crate::tally::Report;
 use crate::timeline::Timeline;
 use crate::world::World;
 
+/// What is broken when a healed world does not come to rest.
+pub const AT_REST: &str = "at rest";
+
 /// What is tried beside the seed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Trial {
@@ -40,7 +43,7 @@ impl Failure {
     #[must_use]
     pub fn rule(&self) -> &str {
         let text = self.finding.split_once(" s: ").map_or(&*self.finding, |(_, text)| text);
-        text.split_once(':').map_or("at rest", |(rule, _)| rule)
+        text.split_once(':').map_or(AT_REST, |(rule, _)| rule)
     }
 }
 

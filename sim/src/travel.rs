@@ -125,7 +125,12 @@ impl World {
         self.swaps_under_way += u64::from(swaps);
         let late = swaps && self.chance(self.plan.late_swap_per_mille);
         let most = if late { self.plan.late_max } else { MILLISECOND };
-        let after = self.delay() + self.rng.random_range(0..most);
+        let mut after = self.delay() + self.rng.random_range(0..most);
+        if swaps && self.chance(self.plan.die_proposing_per_mille) {
+            let dies = self.rng.random_range(0..20 * MILLISECOND);
+            self.agenda.schedule(dies, Happening::Die { node, generation });
+            after += self.rng.random_range(50 * MILLISECOND..2 * SECOND);
+        }
         self.agenda.schedule(after, Happening::Ask { node, generation, ask });
     }
 
@@ -177,7 +182,19 @@ impl World {
         let rests = self.rng.random_ratio(1, 200);
         let most = if rests { 2 * self.plan.session_idle } else { 60 * MILLISECOND };
         let after = self.rng.random_range(0..most);
-        self.agenda.schedule(after, Happening::Client { client });
+        let happening =
+            if rests { Happening::Wake { client } } else { Happening::Client { client } };
+        self.agenda.schedule(after, happening);
+    }
+
+    pub(crate) fn wake(&mut self, client: usize) {
+        if self.healed {
+            return;
+        }
+        if let Some(call) = self.clients[client].wake() {
+            self.retry(client, call);
+        }
+        self.drive(client);
     }
 
     /// Sends a call's bytes (again).

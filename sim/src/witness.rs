@@ -79,9 +79,13 @@ impl Copies {
 fn check(copy: &Copy, answer: &Answer, ledger: &Ledger) -> Finding {
     match (&copy.request, answer) {
         // These promise nothing.
-        (_, Answer::NotPrimary { .. } | Answer::AskAgain)
-        | (Request::Status, Answer::Status(_))
-        | (_, Answer::Refused(Refusal::Busy(_) | Refusal::WindowFull { .. })) => Ok(()),
+        (
+            _,
+            Answer::NotPrimary { .. }
+            | Answer::AskAgain
+            | Answer::Refused(Refusal::Busy(_) | Refusal::WindowFull { .. }),
+        )
+        | (Request::Status, Answer::Status(_)) => Ok(()),
         (Request::Open { session, .. }, Answer::Opened { opened_at }) => {
             let session = Session { id: *session, opened_at: *opened_at };
             is_open(ledger, session, copy.seen)

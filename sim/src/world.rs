@@ -15,6 +15,7 @@ use crate::faults::Fault;
 use crate::ledger::{Finding, Ledger};
 use crate::node::{Clock, Node};
 use crate::plan::Plan;
+use crate::run::AT_REST;
 use crate::tally::{Report, Sight};
 use crate::time::{Agenda, MILLISECOND, SECOND, Span};
 use crate::timeline::{self, Standing, Timeline};
@@ -46,6 +47,10 @@ pub enum Happening {
     Answer { to: ReplyTo, answer: Answer },
     /// A client does something.
     Client { client: usize },
+    /// A client goes on after a rest.
+    Wake { client: usize },
+    /// A process dies of what it just did.
+    Die { node: usize, generation: u64 },
     /// A client asks again.
     Retry { client: usize, call: u64 },
     /// A fault takes place.
@@ -162,7 +167,10 @@ impl World {
                 break;
             }
         }
-        Err(self.place(&format!("the healed world does not come to rest: {}", self.describe())))
+        Err(self.place(&format!(
+            "{AT_REST}: the healed world does not come to rest: {}",
+            self.describe()
+        )))
     }
 
     fn place(&self, finding: &str) -> String {
@@ -229,6 +237,14 @@ impl World {
             }
             Happening::Answer { to, answer } => return self.answer(to, answer),
             Happening::Client { client } => self.drive(client),
+            Happening::Wake { client } => self.wake(client),
+            Happening::Die { node, generation } => {
+                if self.nodes[node].generation == generation && !self.healed {
+                    let power = self.rng.random();
+                    let back_after = self.rng.random_range(0..30 * MILLISECOND);
+                    self.crash(node, power, back_after);
+                }
+            }
             Happening::Retry { client, call } => self.retry(client, call),
             Happening::Fault(fault) => self.break_something(fault),
             Happening::Start { node } => return self.start(node),
