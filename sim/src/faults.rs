@@ -91,13 +91,11 @@ impl World {
         self.say(|_| format!("{fault:?} (n{}) for {:.3} s", node + 1, while_ as f64 / 1e9));
         match fault {
             Fault::Crash => {
-                let power = self.rng.random();
-                // One that proposes is worth a crash: its proposal may win without it.
-                let proposes = |node: &Node| {
-                    let process = node.process.as_ref();
-                    process.is_some_and(|process| process.replica.is_proposing())
-                };
-                let node = self.nodes.iter().position(proposes).unwrap_or(node);
+                // Some are worth a crash: one that proposes, for its proposal may win without it,
+                // and one that writes a group of records, which may be torn.
+                let writes = self.nodes.iter().position(Node::writes_group);
+                let node = self.nodes.iter().position(Node::proposes).or(writes).unwrap_or(node);
+                let power = self.nodes[node].writes_group() || self.rng.random();
                 self.crash(node, power, while_);
             }
             Fault::Blackout => {
@@ -270,10 +268,7 @@ impl World {
     }
 
     pub(crate) fn proposals_are_about(&self) -> bool {
-        let proposing = |node: &Node| {
-            node.process.as_ref().is_some_and(|process| process.replica.is_proposing())
-        };
-        self.nodes.iter().any(proposing)
+        self.nodes.iter().any(Node::proposes)
     }
 
     pub(crate) fn start(&mut self, at: usize) -> Finding {

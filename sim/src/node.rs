@@ -119,6 +119,19 @@ impl Node {
         }
     }
 
+    /// Whether its process has a proposal that may be won or lost.
+    pub fn proposes(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| process.replica.is_proposing())
+    }
+
+    /// Whether its log writer is about to write several records as one group.
+    pub fn writes_group(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| {
+            let mut front = process.queue.iter().take(2);
+            process.queue.len() > 1 && front.all(|effect| matches!(effect, Effect::Persist(_)))
+        })
+    }
+
     /// Opens the store and starts a process on it.
     pub fn start(
         &mut self,
@@ -188,7 +201,10 @@ impl Node {
         self.paused = None;
         self.ailing.fails = false;
         if process.flushing {
-            self.disk.fail_after(seed % 8);
+            // Mostly a group is written, but not flushed: it may be torn.
+            let group = process.queue.iter().take_while(|it| matches!(it, Effect::Persist(_)));
+            let rows = group.count() as u64;
+            self.disk.fail_after(if rows > 1 && seed % 16 < 12 { rows } else { seed % 8 });
             // Fails, or not: either way nobody is told.
             let _ = process.carry_out_front();
         }

@@ -75,7 +75,11 @@ pub fn run(seed: u64, trial: Trial) -> Result<Report, Box<Failure>> {
 
 /// Runs a seed and prints its timeline.
 pub fn trace(seed: u64, trial: Trial) -> Result<Report, Box<Failure>> {
-    let (result, _) = attempt(seed, trial, Timeline::Print);
+    let work = || attempt(seed, trial, Timeline::Print).0;
+    let result = std::thread::scope(|scope| {
+        let thread = deep_thread().spawn_scoped(scope, work).expect("a thread");
+        thread.join().expect("panics are findings")
+    });
     result.map_err(|finding| Box::new(Failure { seed, finding, lines: Vec::new() }))
 }
 
@@ -105,11 +109,14 @@ pub fn run_many(
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {
-            // The search for a legal order goes as deep as a history is long.
-            let builder = std::thread::Builder::new().stack_size(256 << 20);
-            builder.spawn_scoped(scope, work).expect("a thread");
+            deep_thread().spawn_scoped(scope, work).expect("a thread");
         }
     });
+}
+
+/// The search for a legal order goes as deep as a history is long.
+fn deep_thread() -> std::thread::Builder {
+    std::thread::Builder::new().stack_size(256 << 20)
 }
 
 fn attempt(seed: u64, trial: Trial, timeline: Timeline) -> (Result<Report, String>, Timeline) {
