@@ -9,12 +9,12 @@ use clap::Parser;
 use onlyonce_sim::{Failure, Report, Trial, run_many, trace};
 
 /// So many worlds must meet every mark.
-const WORLDS_OF_ALL_MARKS: u64 = 1_000;
+const WORLDS_OF_ALL_MARKS: u64 = 2_000;
 /// How many findings are shown in full.
 const SHOWN_MAX: usize = 5;
 
 /// Simulates whole clusters, each world drawn from a seed. Ends with 1 when a world finds something,
-/// or when a thousand worlds or more never met one of the marks.
+/// or when two thousand worlds or more never met one of the marks.
 #[derive(Parser)]
 struct Args {
     /// Worlds to run, as in 0..1000.
