@@ -122,7 +122,7 @@ impl Client {
             return self.call(Purpose::Open, request);
         };
         let session = Session { id: self.session, opened_at };
-        match rng.random_range(0..if self.reads { 20 } else { 100 }) {
+        match rng.random_range(0..if self.reads { 10 } else { 100 }) {
             0 | 1 if self.calls.is_empty() => {
                 let request = Request::Close { incarnation: INCARNATION, session };
                 return self.call(Purpose::Close, request);

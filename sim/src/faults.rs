@@ -110,7 +110,8 @@ impl World {
                 let both = self.rng.random();
                 self.part(node, other, both, until);
             }
-            Fault::Isolate => self.isolate_leader(until),
+            // Long enough for another to take over and be used.
+            Fault::Isolate => self.isolate_leader(until + while_),
             Fault::Pause => self.pause(node, while_),
             Fault::Outage => {
                 self.authority_down_until = until;

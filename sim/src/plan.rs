@@ -131,7 +131,7 @@ impl Plan {
             hang: mean(4, 5_000),
             fail: mean(5, 5_000),
             rot: mean(6, 6_000),
-            isolate: mean(3, 4_000),
+            isolate: mean(2, 4_000),
         };
         let mut tight = |one_in: u32, bound: Range<u64>, default: u64| {
             if rng.random_ratio(1, one_in) { rng.random_range(bound) } else { default }
