@@ -378,3 +378,30 @@ fn known_reply(value: Bytes, fingerprint: Fingerprint, rests_on: Index) -> Resul
 fn put(effects: &mut Vec<Effect>, table: Table, key: Bytes, value: Bytes) {
     effects.push(Effect { table, key, value: Some(value) });
 }
+
+#[cfg(test)]
+mod tests {
+    use onlyonce_storage::engine::memory::MemoryDisk;
+    use onlyonce_storage::{Options, open};
+
+    use super::*;
+
+    /// Replies to later requests never keep out the oldest one, whose reply alone lets them go.
+    #[test]
+    fn the_oldest_request_is_never_busy_for_later_replies() {
+        let state = open(MemoryDisk::new().disk(), &Options::new(1)).expect("opens").state;
+        let limits = Limits { saved_reply_bytes: 50, ..Limits::default() };
+        let mut table = DuplicateTable::load(&state, Moment(1), limits).expect("loads");
+        let session = Session { id: SessionId(1), opened_at: OpenedAt(1) };
+        let _ = table.open(session.id, Index(1), Moment(1), &mut Vec::new());
+        let mut record = |seq| {
+            let id = ExecuteId::Session { session, seq: Seq(seq), first_unacked: Seq(1) };
+            let reply = Bytes::from_static(b"8 bytes.");
+            let row = ReplyRow { fingerprint: Fingerprint(1), reply };
+            table.record(&state, Index(2), &id, &row, &mut Vec::new()).expect("reads")
+        };
+        assert_eq!((record(2), record(3)), (Ok(()), Ok(())));
+        assert_eq!(record(4), Err(Refusal::Busy(Limit::SavedReplies)));
+        assert_eq!(record(1), Ok(()));
+    }
+}

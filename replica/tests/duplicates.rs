@@ -9,8 +9,8 @@ use onlyonce_storage::engine::memory::MemoryDisk;
 use onlyonce_storage::{Checkpointer, LogWriter, Options, open};
 use onlyonce_wire::authority::Member;
 use onlyonce_wire::client::{
-    Answer, Compare, Condition, Execute, ExecuteId, Failure, Limit, Operation, Outcome, Read,
-    Refusal, Request, TxnOutcome, Write,
+    Answer, Compare, Condition, Execute, ExecuteId, Failure, Operation, Outcome, Read, Refusal,
+    Request, TxnOutcome, Write,
 };
 use onlyonce_wire::{
     CallId, IdempotencyKey, Incarnation, OpenedAt, Seq, Session, SessionId, StoreId, codec, limits,
@@ -30,17 +30,13 @@ struct Solo {
 
 impl Solo {
     fn new() -> Self {
-        Self::open(MemoryDisk::new(), Limits::default())
+        Self::open(MemoryDisk::new())
     }
 
-    fn open(disk: MemoryDisk, tight: Limits) -> Self {
+    fn open(disk: MemoryDisk) -> Self {
         let opened = open(disk.disk(), &Options::new(7)).expect("opens");
-        let me = Member {
-            store: StoreId(7),
-            name: "n1".to_owned(),
-            client_address: String::new(),
-            peer_address: String::new(),
-        };
+        let (store, name, none) = (StoreId(7), "n1".to_owned(), String::new());
+        let me = Member { store, name, client_address: none.clone(), peer_address: none };
         let config = Config {
             me,
             mode: Mode::Lone,
@@ -51,7 +47,7 @@ impl Solo {
             log_pin_bytes: 1 << 30,
             piece_bytes: 1 << 10,
             checkpoint_bytes: 1 << 20,
-            limits: tight,
+            limits: Limits::default(),
             #[cfg(feature = "mutations")]
             broken: None,
         };
@@ -79,7 +75,7 @@ impl Solo {
         let disk = self.disk.clone();
         drop(self);
         disk.crash(1);
-        Self::open(disk, Limits::default())
+        Self::open(disk)
     }
 
     fn give(&mut self, event: Event) {
@@ -94,10 +90,7 @@ impl Solo {
                 Effect::Persist(_) | Effect::Save { .. } | Effect::Checkpoint(_) => {
                     self.flushes.push_back(effect);
                 }
-                Effect::Release(_)
-                | Effect::ReadRows { .. }
-                | Effect::Receive { .. }
-                | Effect::Install { .. } => {}
+                Effect::Release(_) => {}
                 other => panic!("a lone node asks for {other:?}"),
             }
         }
@@ -247,24 +240,6 @@ fn a_duplicate_of_a_pending_request_joins_it() {
     assert_eq!(outcome(&duplicate), (Outcome::Integer(1), true));
     let other = node.answer_to(other).expect("answered");
     assert_eq!(refusal(other), Refusal::Mismatch);
-}
-
-/// Replies to later requests never keep out the oldest one, whose reply alone lets them go.
-#[test]
-fn the_oldest_request_is_never_busy_for_later_replies() {
-    let tight = Limits { saved_reply_bytes: 50, ..Limits::default() };
-    let mut node = Solo::open(MemoryDisk::new(), tight);
-    let session = node.session(1);
-    for seq in [2, 3] {
-        let (new, replayed) = outcome(&node.call(request(session, seq, 1, &incr("n", 1))));
-        assert_eq!((new, replayed), (Outcome::Integer(seq.cast_signed() - 1), false));
-    }
-    let full = Refusal::Busy(Limit::SavedReplies);
-    assert_eq!(refusal(node.call(request(session, 4, 1, &incr("n", 1)))), full);
-    let oldest = node.call(request(session, 1, 1, &incr("n", 1)));
-    assert_eq!(outcome(&oldest), (Outcome::Integer(3), false));
-    let moved = node.call(request(session, 4, 4, &incr("n", 1)));
-    assert_eq!(outcome(&moved), (Outcome::Integer(4), false));
 }
 
 /// An id that was used with other content is refused and does not execute.
