@@ -479,7 +479,13 @@ impl Replica {
         }
     }
 
+    /// Sends a heartbeat, unless this node's own disk hangs: then others are to take over, and
+    /// nothing may make them wait, also not an answer to their asking.
     fn send_heartbeat(&mut self, store: StoreId) {
+        if self.flush_is_stuck() {
+            self.marks.hit(Mark::HeartbeatWithheld);
+            return;
+        }
         let Some(known) = &self.known else { return };
         let (register, revision) = (known.register.clone(), known.revision);
         let committed = self.state.committed();
@@ -494,14 +500,9 @@ impl Replica {
     pub(crate) fn tick_primary(&mut self) -> Result<(), Stop> {
         let timing = self.config.timing;
         let now = self.now;
-        let stuck = self.flush_is_stuck();
         let Role::Primary(primary) = &mut self.role else { return Ok(()) };
         if now.since(primary.last_heartbeat) >= timing.heartbeat {
-            if stuck {
-                self.marks.hit(Mark::HeartbeatWithheld);
-            } else {
-                self.send_heartbeats();
-            }
+            self.send_heartbeats();
         }
         let Role::Primary(primary) = &mut self.role else { return Ok(()) };
         let mut late = Vec::new();

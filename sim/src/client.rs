@@ -33,7 +33,7 @@ pub struct Client {
     last_over: Option<Session>,
     doubts: bool,
     /// Whether it only reads.
-    reads: bool,
+    pub reads: bool,
     /// Calls under way, by the number that ties answers to them. Numbers are never used twice.
     pub calls: BTreeMap<u64, Call>,
     next_call: u64,

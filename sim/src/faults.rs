@@ -142,7 +142,7 @@ impl World {
         self.agenda.schedule(after, Happening::Fault(fault));
     }
 
-    fn part(&mut self, one: usize, other: usize, both: bool, until: u64) {
+    pub(crate) fn part(&mut self, one: usize, other: usize, both: bool, until: u64) {
         self.report.see(Sight::Partitioned);
         self.cut_off.insert((one, other), until);
         if both {

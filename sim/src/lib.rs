@@ -13,6 +13,7 @@
 //! - `ledger`, `fold` → the truth, and the invariants checked against it,
 //! - `witness` → every answer, held against the truth,
 //! - `linearizable`, `audit` → the end,
+//! - `outage` → how long one failure holds clients up,
 //! - `tally` → which rare paths were met,
 //! - `timeline` → what happened, for a reader.
 
@@ -23,6 +24,7 @@ mod fold;
 mod ledger;
 mod linearizable;
 mod node;
+mod outage;
 mod plan;
 mod run;
 mod tally;
@@ -32,5 +34,6 @@ mod travel;
 mod witness;
 mod world;
 
+pub use outage::{Mishap, longest_outage};
 pub use run::{AT_REST, Failure, Trial, run, run_many, trace};
 pub use tally::{Report, Sight};

@@ -46,6 +46,8 @@ pub struct Plan {
     pub stalled_per_mille: u32,
     /// How often, of a thousand, a client sends what breaks the rules.
     pub probe_per_mille: u32,
+    /// How often, of a thousand, a client rests for long between two requests.
+    pub rest_per_mille: u32,
     /// The mean time between faults of each kind; zero for never.
     pub faults: Faults,
     /// Clocks run faster or slower by up to so many parts in a thousand.
@@ -158,6 +160,7 @@ impl Plan {
             flush_max: rng.random_range(1..5) * MILLISECOND,
             stalled_per_mille,
             probe_per_mille,
+            rest_per_mille: 5,
             faults,
             drift_per_mille,
             checkpoint_bytes: rng.random_range(1_000..20_000),

@@ -179,7 +179,7 @@ impl World {
             }
         }
         // Now and then it rests for so long that its session may expire.
-        let rests = self.rng.random_ratio(1, 200);
+        let rests = self.rng.random_ratio(self.plan.rest_per_mille, 1_000);
         let most = if rests { 2 * self.plan.session_idle } else { 60 * MILLISECOND };
         let after = self.rng.random_range(0..most);
         let happening =

@@ -195,7 +195,7 @@ impl World {
         format!("calls {calls:?}, register {:?}, nodes {nodes:#?}", self.register)
     }
 
-    fn happen(&mut self, happening: Happening) -> Finding {
+    pub(crate) fn happen(&mut self, happening: Happening) -> Finding {
         match happening {
             Happening::Tick { node, generation } => {
                 if self.nodes[node].generation == generation {
