@@ -53,6 +53,8 @@ rules! {
     UncommittedFolded,
     /// A snapshot lacks the saved replies.
     RepliesNotInSnapshot,
+    /// A snapshot lacks the effects of the records that were folded while its rows were read.
+    SnapshotWithoutRecords,
     /// A follower acknowledges its log's end, matched or not.
     AcknowledgesLogEnd,
     /// A dead process's proposal is not given up before the register is followed.

@@ -138,9 +138,11 @@ impl Replica {
 
     pub(crate) fn on_rows_read(&mut self, id: SnapshotId, rows: Rows) {
         let incomplete = self.breaks(Rule::RepliesNotInSnapshot);
+        let hasty = self.breaks(Rule::SnapshotWithoutRecords);
         let Some(sending) = self.sending(id) else { return };
         let rest = match rows.next {
             Some(cursor) => Rest::Rows(cursor),
+            None if hasty => Rest::Records { next: rows.applied.index.next(), end: rows.applied },
             None => Rest::Records { next: sending.after.next(), end: rows.applied },
         };
         let mut entry = rows.entry;

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use onlyonce_replica::{
-    Config, Effect, Event, Mode, Moment, PeerMessage, Position, ProposalResult, ReadId, Replica,
-    ReplyTo, Timing,
+    Config, Effect, Event, Mode, Moment, PeerMessage, Piece, Position, ProposalResult, ReadId,
+    Replica, ReplyTo, SnapshotId, Timing,
 };
 use onlyonce_storage::engine::memory::MemoryDisk;
-use onlyonce_storage::{Entry, Index, LogWriter, Opened, Options, Record, Table, View, open};
+use onlyonce_storage::{Entry, Index, LogWriter, Mark, Opened, Options, Record, Table, View, open};
 use onlyonce_wire::authority::{Member, Register, Revision, Versioned};
 use onlyonce_wire::client::{Execute, ExecuteId, Operation, Request, Write};
 use onlyonce_wire::{CallId, ClusterId, IdempotencyKey, Incarnation, ProposalId, StoreId, codec};
@@ -46,6 +46,8 @@ struct Node {
     swaps: bool,
     calls: u64,
     stopped: Option<String>,
+    /// Where the snapshot ends on which it is to begin anew.
+    installs: Option<Index>,
 }
 
 impl Node {
@@ -93,6 +95,7 @@ impl Node {
             swaps,
             calls: 0,
             stopped: None,
+            installs: None,
         };
         node.carry_out(effects);
         node
@@ -104,6 +107,23 @@ impl Node {
         node.tick(5);
         assert!(node.replica.status().serving);
         node
+    }
+
+    /// A learner of n2.
+    fn learner() -> Self {
+        let opened = open(MemoryDisk::new().disk(), &Options::new(1)).expect("opens");
+        let now = Versioned { revision: Revision(1), register: Some(register(1, 2, &[])) };
+        Self::on(opened, 1, now)
+    }
+
+    /// n2 sends a snapshot that ends at `end`, for the learner's process `process`.
+    fn hear_snapshot(&mut self, process: u64, id: u128, end: u64) {
+        let (view, id) = (View(1), SnapshotId(id));
+        let end = Mark { index: Index(end), view, chain: 0 };
+        let pieces = [Piece::Effects(Entry::default().encode()), Piece::End(end)];
+        for (number, piece) in (0..).zip(pieces) {
+            self.hear(PeerMessage::Snapshot { view, process, id, number, piece });
+        }
     }
 
     /// A backup of n2.
@@ -143,9 +163,9 @@ impl Node {
                 | Effect::Prune { .. }
                 | Effect::Checkpoint(_)
                 | Effect::Release(_)
-                | Effect::ReadRows { .. }
-                | Effect::Receive { .. }
-                | Effect::Install { .. } => {}
+                | Effect::ReadRows { .. } => {}
+                Effect::Receive { id, number, .. } => self.give(Event::Received { id, number }),
+                Effect::Install { end, .. } => self.installs = Some(end.index),
             }
         }
     }
@@ -348,6 +368,32 @@ fn a_late_append_of_pruned_records_accuses_nobody() {
     assert!(!node.sent.iter().any(accused), "{:?}", node.sent);
     let acknowledged = PeerMessage::AppendOk { view, matched: Index(3) };
     assert!(node.sent.contains(&acknowledged), "{:?}", node.sent);
+}
+
+/// A snapshot must not take away what the primary may count on: one that ends before what this
+/// process acknowledged is dropped, and so is one that an earlier process asked for.
+#[test]
+fn a_learner_takes_no_old_snapshot() {
+    let mut node = Node::learner();
+    node.tick(300);
+    let asked = node.sent.iter().find_map(|message| match message {
+        PeerMessage::Join { process, .. } => Some(*process),
+        _ => None,
+    });
+    let process = asked.expect("it asks to be fed");
+    node.hear_snapshot(process + 1, 1, 9);
+    assert_eq!(node.installs, None, "another process asked for it");
+
+    let record = |index| Record::new(View(1), Index(index), Index(0), vec![Entry::default()]);
+    let records = (1..=3).map(|index| record(index).encode()).collect();
+    let (view, previous, committed) = (View(1), Position::default(), Index(0));
+    node.hear(PeerMessage::Append { view, previous, committed, records });
+    let acknowledged = PeerMessage::AppendOk { view, matched: Index(3) };
+    assert!(node.sent.contains(&acknowledged), "{:?}", node.sent);
+    node.hear_snapshot(process, 2, 2);
+    assert_eq!(node.installs, None, "record 3 was acknowledged");
+    node.hear_snapshot(process, 3, 3);
+    assert_eq!(node.installs, Some(Index(3)));
 }
 
 /// An append whose records do not follow each other is ignored, whoever made it.
