@@ -55,7 +55,10 @@ impl Inner {
     /// can ever have run.
     async fn run(&self, operation: &Bytes, progress: &mut Progress) -> Result<Bytes, Stop> {
         loop {
-            let request = self.identify(operation, progress).await?;
+            if progress.identity.is_none() {
+                self.identify(progress).await?;
+            }
+            let request = encode(operation, progress);
             match self.cluster.call(&request, progress).await? {
                 Answer::Executed { reply, replayed: _ } => {
                     progress.settle();
@@ -69,8 +72,8 @@ impl Inner {
         }
     }
 
-    /// Gives the request a fresh id, and encodes it once and for all.
-    async fn identify(&self, operation: &Bytes, progress: &mut Progress) -> Result<Vec<u8>, Stop> {
+    /// Gives the request a fresh id.
+    async fn identify(&self, progress: &mut Progress) -> Result<(), Stop> {
         let (incarnation, id) = if self.cluster.options().one_shot {
             let incarnation = self.cluster.first_incarnation(progress).await?;
             (incarnation, ExecuteId::Key(fresh_key()))
@@ -80,20 +83,23 @@ impl Inner {
             progress.ticket = Some(ticket);
             named
         };
-        progress.identity = Some((incarnation, id.clone()));
-        let operation = operation.clone();
-        Ok(codec::encode(&Request::Execute(Execute { incarnation, id, operation })))
+        progress.identity = Some((incarnation, id));
+        Ok(())
     }
 
-    /// Returns when the request may go on under a new id.
+    /// Returns when the request may go on: under its id, or under a new one if it has none now.
     async fn refused(&self, refusal: Refusal, progress: &mut Progress) -> Result<(), Stop> {
         match refusal.consequence() {
             Consequence::NeverRuns => {
                 progress.settle();
                 return Err(Stop::Refused(refusal));
             }
-            // The retry loop passes these on only when no other copy is about.
-            Consequence::ThisCopy | Consequence::TryLater => return Err(Stop::Refused(refusal)),
+            // The retry loop passes this on only when no other copy is about.
+            Consequence::ThisCopy => return Err(Stop::Refused(refusal)),
+            Consequence::TryLater => {
+                progress.raise_watermark();
+                return Ok(());
+            }
             Consequence::IdVoid => {}
         }
         if let Refusal::OtherIncarnation { current } = refusal {
@@ -200,6 +206,12 @@ impl Inner {
             Err(Stop::BadReply(text)) => Err(Error::BadReply(text)),
         }
     }
+}
+
+/// The request under its id.
+fn encode(operation: &Bytes, progress: &Progress) -> Vec<u8> {
+    let (incarnation, id) = progress.identity.clone().expect("it was given an id");
+    codec::encode(&Request::Execute(Execute { incarnation, id, operation: operation.clone() }))
 }
 
 /// A key that nobody else has, in the shape of a `UUIDv7` (RFC 9562, section 5.7).

@@ -1,4 +1,5 @@
 //! The retry loop: the same bytes, again and again, until there is an answer that means something.
+//! (After a "try later" the watermark beside the request may be a newer one.)
 //!
 //! What an answer means for the request depends on its other copies. A copy that was answered with
 //! "did nothing" is out of the world; one that was lost, timed out, or answered with "cannot say" may
@@ -103,6 +104,15 @@ impl Progress {
         self.nothing_sent();
         if let Some(ticket) = self.ticket.take() {
             ticket.settle();
+        }
+    }
+
+    /// Tells the server with the next copy what was seen meanwhile: that may be just what it needs
+    /// to have room. The watermark is no part of what makes the request the same.
+    pub(crate) fn raise_watermark(&mut self) {
+        if let (Some(ticket), Some((_, id))) = (&mut self.ticket, &mut self.identity) {
+            ticket.raise_watermark();
+            *id = ticket.id();
         }
     }
 
@@ -215,8 +225,17 @@ impl Cluster {
                     if progress.deferred.is_multiple_of(DEFERRED_MAX) {
                         self.leave(node);
                     }
-                    sleep(jitter(failures, BACKOFF_MAX)).await;
-                    return Ok(None);
+                    let pause = sleep(jitter(failures, BACKOFF_MAX));
+                    let Some(ticket) = &progress.ticket else {
+                        pause.await;
+                        return Ok(None);
+                    };
+                    tokio::select! {
+                        () = pause => {}
+                        () = ticket.registration.seen.notified() => {}
+                    }
+                    let is_late = refusal.consequence() == Consequence::TryLater;
+                    return Ok(is_late.then_some(Answer::Refused(refusal)));
                 }
                 self.served(node, progress);
                 return Ok(Some(Answer::Refused(refusal)));

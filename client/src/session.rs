@@ -37,6 +37,8 @@ pub(crate) struct Registration {
     window: Mutex<Window>,
     /// Wakes one waiter for each seq that became free, and all of them on retirement.
     room: Notify,
+    /// Told once for each seq by which the watermark rises: the server may have room again.
+    pub(crate) seen: Notify,
     /// Whether to close the session when nothing refers to it any more.
     close: AtomicBool,
     keeper: mpsc::UnboundedSender<Errand>,
@@ -156,7 +158,7 @@ impl Drop for Registration {
 pub(crate) struct Ticket {
     pub(crate) registration: Arc<Registration>,
     pub(crate) seq: Seq,
-    /// The watermark when the ticket was drawn: part of the request's bytes.
+    /// The watermark to send with it: that of when the ticket was drawn, or of a "try later" since.
     pub(crate) first_unacked: Seq,
 }
 
@@ -166,11 +168,17 @@ impl Ticket {
         ExecuteId::Session { session, seq: self.seq, first_unacked: self.first_unacked }
     }
 
+    /// Takes the newest watermark, for the next copy.
+    pub(crate) fn raise_watermark(&mut self) {
+        self.first_unacked = Seq(self.registration.lock().first_unacked);
+    }
+
     /// The request's fate is known, and no copy of it can run any more: its reply may be forgotten.
     pub(crate) fn settle(self) {
         let rose = self.registration.lock().settle(self.seq);
         for _ in 0..rose {
             self.registration.room.notify_one();
+            self.registration.seen.notify_one();
         }
     }
 
@@ -279,6 +287,7 @@ impl Sessions {
                 retired: false,
             }),
             room: Notify::new(),
+            seen: Notify::new(),
             close: AtomicBool::new(true),
             keeper: self.keeper(cluster).clone(),
         });

@@ -3,7 +3,8 @@
 
 use std::net::SocketAddr;
 
-use onlyonce_tests::cluster::Environment;
+use onlyonce_client::{Client, Txn};
+use onlyonce_tests::cluster::{BOUND, Environment};
 use onlyonce_tests::raw::{self, ask, executed, get, incr, put};
 use onlyonce_tests::{Cluster, Lone, RawConnection, RawSession};
 use onlyonce_wire::client::{Answer, Execute, ExecuteId, Refusal, Request};
@@ -279,4 +280,27 @@ fn an_expired_session_is_refused() {
         lone.node.start();
     }
     assert_eq!(raw::get(&nodes, "n").as_deref(), Some("1"));
+}
+
+/// More replies at once than a session may keep: all requests get theirs, without a further one
+/// that would tell the server what was seen.
+#[test]
+fn a_session_full_of_replies_empties_itself() {
+    const VALUE_BYTES: usize = 1_000_000;
+    const REQUESTS: usize = 24;
+    let lone = Lone::start(&[]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let client = Client::builder().nodes(lone.addresses()).deadline(BOUND).build();
+        let client = client.expect("a client");
+        client.put("large", vec![7; VALUE_BYTES]).await.expect("a value within the limit");
+        let mut requests = tokio::task::JoinSet::new();
+        for _ in 0..REQUESTS {
+            let client = client.clone();
+            requests.spawn(async move { client.txn(Txn::new().get("large")).await });
+        }
+        for outcome in requests.join_all().await {
+            outcome.expect("a saved reply that was seen makes room for the next");
+        }
+    });
 }
