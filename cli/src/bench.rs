@@ -183,7 +183,9 @@ impl Loop {
 
     async fn once(&mut self, number: u64) -> Result<(), Error> {
         match self.options.op {
-            BenchOperation::Put | BenchOperation::Fill => self.client.put(key(number), self.value.clone()).await,
+            BenchOperation::Put | BenchOperation::Fill => {
+                self.client.put(key(number), self.value.clone()).await
+            }
             BenchOperation::Incr => self.client.incr(counter_key(number), 1).await.map(drop),
             BenchOperation::Mixed if self.random.random() => {
                 self.client.put(key(number), self.value.clone()).await

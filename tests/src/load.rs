@@ -61,7 +61,6 @@ impl Load {
     /// # Panics
     /// With everything that is wrong.
     #[track_caller]
-    #[expect(clippy::must_use_candidate, reason = "mostly called to check")]
     pub fn finish(self) -> Finished {
         let ledger = self.workload.finish(BOUND);
         let finished = Finished { config: self.config, ledger };

@@ -129,10 +129,10 @@ impl Shared {
                 }
             };
             let reply = codec::decode::<Outcome, 1024>(&executed(answer).0);
-            if reply.as_ref().ok() != Some(&Outcome::Integer(seq as i64)) {
+            if reply.as_ref().ok() != Some(&Outcome::Integer(seq.cast_signed())) {
                 self.violations().push(format!("{reply:?} to increment {seq}"));
             }
-            self.highest.fetch_max(seq as i64, Ordering::SeqCst);
+            self.highest.fetch_max(seq.cast_signed(), Ordering::SeqCst);
         }
     }
 

@@ -346,7 +346,7 @@ fn probe(learner: SocketAddr, nodes: &[SocketAddr], stop: &AtomicBool) -> Seen {
         }
         let (reply, replayed) = executed(ask(nodes, &request));
         let outcome = codec::decode::<Outcome, 1024>(&reply);
-        if replayed || outcome.as_ref().ok() != Some(&Outcome::Integer(seq as i64)) {
+        if replayed || outcome.as_ref().ok() != Some(&Outcome::Integer(seq.cast_signed())) {
             seen.wrong.push(format!("{outcome:?}, replayed: {replayed}, to increment {seq}"));
         }
         if stop.load(Ordering::SeqCst) {
