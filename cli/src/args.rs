@@ -183,7 +183,7 @@ pub struct Bench {
     /// How long to measure
     #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
     pub seconds: f64,
-    /// What to do: mixed is half put, half get
+    /// What to do: mixed is half put, half get; fill puts each key once, in order, and then ends
     #[arg(long, value_enum, default_value_t = BenchOperation::Put)]
     pub op: BenchOperation,
     /// The length of a value, in bytes
@@ -201,6 +201,8 @@ pub enum BenchOperation {
     Put,
     /// Increment a key.
     Incr,
+    /// Set every key once.
+    Fill,
     /// Read a key.
     Get,
     /// Half put, half get.

@@ -1,7 +1,7 @@
 //! `once bench`: closed loops that load the cluster, and a histogram of what they saw.
 
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,8 @@ struct Loop {
     options: Bench,
     value: Bytes,
     random: SmallRng,
+    /// Of all loops: the next key to fill.
+    fill: Arc<AtomicU64>,
 }
 
 /// What was measured.
@@ -77,7 +79,7 @@ async fn warm_up(client: &Client, operation: BenchOperation) -> Result<(), Error
     match operation {
         BenchOperation::Get => client.get(key(0)).await.map(drop),
         BenchOperation::Incr => client.incr(counter_key(0), 0).await.map(drop),
-        BenchOperation::Put | BenchOperation::Mixed => {
+        BenchOperation::Put | BenchOperation::Fill | BenchOperation::Mixed => {
             client.delete("bench-warm-up").await.map(drop)
         }
     }
@@ -87,6 +89,7 @@ async fn measure(clients: &[Client], options: &Bench) -> Report {
     let stop = Arc::new(AtomicBool::new(false));
     let letters = rand::rng().sample_iter(Alphanumeric).take(options.value_size as usize);
     let value: Bytes = letters.collect::<Vec<u8>>().into();
+    let fill = Arc::new(AtomicU64::new(0));
     let (mut loops, mut shards) = (JoinSet::new(), Vec::new());
     let started = Instant::now();
     for number in 0..options.clients as usize {
@@ -99,6 +102,7 @@ async fn measure(clients: &[Client], options: &Bench) -> Report {
                 options: options.clone(),
                 value: value.clone(),
                 random: SmallRng::from_rng(&mut rand::rng()),
+                fill: Arc::clone(&fill),
             };
             loops.spawn(one.run());
         }
@@ -144,8 +148,9 @@ impl Shard {
 impl Loop {
     async fn run(mut self) {
         while !self.stop.load(Ordering::Relaxed) {
+            let Some(number) = self.number() else { return };
             let began = Instant::now();
-            let done = self.once().await;
+            let done = self.once(number).await;
             let latency_us = began.elapsed().as_micros() as u64;
             let stopped = self.stop.load(Ordering::Relaxed);
             let mut shard = self.shard.lock().expect("a loop panicked");
@@ -166,10 +171,21 @@ impl Loop {
         }
     }
 
-    async fn once(&mut self) -> Result<(), Error> {
-        let number = self.random.random_range(0..self.options.keys);
+    /// The next key; none when every one is filled.
+    fn number(&mut self) -> Option<u64> {
+        if self.options.op == BenchOperation::Fill {
+            let number = self.fill.fetch_add(1, Ordering::Relaxed);
+            (number < self.options.keys).then_some(number)
+        } else {
+            Some(self.random.random_range(0..self.options.keys))
+        }
+    }
+
+    async fn once(&mut self, number: u64) -> Result<(), Error> {
         match self.options.op {
-            BenchOperation::Put => self.client.put(key(number), self.value.clone()).await,
+            BenchOperation::Put | BenchOperation::Fill => {
+                self.client.put(key(number), self.value.clone()).await
+            }
             BenchOperation::Incr => self.client.incr(counter_key(number), 1).await.map(drop),
             BenchOperation::Mixed if self.random.random() => {
                 self.client.put(key(number), self.value.clone()).await
@@ -211,6 +227,7 @@ fn print(report: &Report, options: &Bench, printer: &Printer) -> Result<(), End>
     });
     let operation = match options.op {
         BenchOperation::Put => "put",
+        BenchOperation::Fill => "fill",
         BenchOperation::Incr => "incr",
         BenchOperation::Get => "get",
         BenchOperation::Mixed => "mixed",

@@ -37,10 +37,10 @@ impl Checkpointing {
     }
 
     /// The newest index that may leave the log so that `keep` bytes of records stay, or `pinned`
-    /// bytes if those after `pin` are needed.
+    /// bytes if those from `pin` on are needed.
     fn prunable(&mut self, keep: usize, pin: Option<Index>, pinned: usize) -> Index {
         while let Some((index, bytes)) = self.tail.front().copied() {
-            let is_pinned = pin.is_some_and(|pin| index > pin);
+            let is_pinned = pin.is_some_and(|pin| index >= pin);
             let keep = if is_pinned { keep.max(pinned) } else { keep };
             if self.tail_bytes - bytes < keep {
                 break;
@@ -90,5 +90,25 @@ impl Replica {
             self.marks.hit(Mark::LogPruned);
             self.effects.push(Effect::Prune { upto: prunable });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use onlyonce_storage::View;
+
+    use super::*;
+
+    /// Who has everything up to the pin goes on after it: that record stays too, as the place at
+    /// which the two logs are known to match.
+    #[test]
+    fn the_record_at_the_pin_stays() {
+        let mut checkpointing = Checkpointing::new(Moment::default());
+        for index in 1..=10 {
+            checkpointing.note_record(&Record::new(View(1), Index(index), Index(0), Vec::new()));
+        }
+        assert_eq!(checkpointing.prunable(0, Some(Index(5)), usize::MAX), Index(4));
+        assert_eq!(checkpointing.prunable(0, Some(Index(7)), usize::MAX), Index(6));
+        assert_eq!(checkpointing.prunable(0, None, usize::MAX), Index(10));
     }
 }

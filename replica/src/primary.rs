@@ -304,7 +304,8 @@ impl Replica {
         self.feed(from)
     }
 
-    /// The log after this index is needed by learners.
+    /// The log from this index on is needed by learners: what follows it, and itself as the place
+    /// after which that is sent.
     pub(crate) fn log_pin(&self) -> Option<Index> {
         let Role::Primary(primary) = &self.role else { return None };
         let learners = primary.followers.values().filter(|it| !it.replica);

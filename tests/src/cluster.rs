@@ -86,7 +86,7 @@ pub struct Node {
     data: PathBuf,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
-    addresses: Option<Addresses>,
+    addresses: Addresses,
     daemon: Option<Daemon>,
     /// What earlier processes said.
     log: String,
@@ -99,8 +99,15 @@ struct Addresses {
     http: SocketAddr,
 }
 
+impl Addresses {
+    fn free() -> Self {
+        let [client, peer, http] = std::array::from_fn(|_| port::free_address());
+        Self { client, peer, http }
+    }
+}
+
 impl Node {
-    /// A node that does not run yet.
+    /// A node that does not run yet. Its addresses are free now, and stay the same.
     #[must_use]
     pub fn new(name: &str, data: &Path, arguments: &[&str], environment: Environment) -> Self {
         Self {
@@ -111,14 +118,13 @@ impl Node {
                 .iter()
                 .map(|&(key, value)| (key.to_owned(), value.to_owned()))
                 .collect(),
-            addresses: None,
+            addresses: Addresses::free(),
             daemon: None,
             log: String::new(),
         }
     }
 
-    /// Starts a process on the data folder and waits until it is ready, at the addresses of the
-    /// process before.
+    /// Starts a process on the data folder and waits until it is ready.
     ///
     /// # Errors
     /// How the process ended, when it did.
@@ -132,11 +138,6 @@ impl Node {
             self.bury();
             return Err(exit);
         }
-        self.addresses = Some(Addresses {
-            client: daemon.address("client"),
-            peer: daemon.address("peer"),
-            http: daemon.address("http"),
-        });
         Ok(())
     }
 
@@ -157,16 +158,14 @@ impl Node {
     /// When one runs already.
     pub fn spawn(&mut self) {
         assert!(self.daemon.is_none(), "{} runs already", self.name);
-        let address = |which: fn(&Addresses) -> SocketAddr| {
-            self.addresses.as_ref().map_or_else(port::free_address, which).to_string()
-        };
+        let Addresses { client, peer, http } = self.addresses;
         let data = self.data.to_str().expect("temporary folders have readable names").to_owned();
         let mut arguments = vec!["serve".to_owned(), "--data".to_owned(), data];
         for (flag, value) in [
             ("--name", self.name.clone()),
-            ("--listen", address(|all| all.client)),
-            ("--peer", address(|all| all.peer)),
-            ("--http", address(|all| all.http)),
+            ("--listen", client.to_string()),
+            ("--peer", peer.to_string()),
+            ("--http", http.to_string()),
         ] {
             arguments.extend([flag.to_owned(), value]);
         }
@@ -265,29 +264,22 @@ impl Node {
         self.log.clone() + &self.daemon.as_ref().map(Daemon::stderr).unwrap_or_default()
     }
 
-    fn addresses(&self) -> Addresses {
-        self.addresses.unwrap_or_else(|| panic!("{} was never ready", self.name))
-    }
-
     /// Where clients connect.
-    ///
-    /// # Panics
-    /// When it was never ready; so do the other addresses.
     #[must_use]
     pub fn client_address(&self) -> SocketAddr {
-        self.addresses().client
+        self.addresses.client
     }
 
     /// Where other nodes connect.
     #[must_use]
     pub fn peer_address(&self) -> SocketAddr {
-        self.addresses().peer
+        self.addresses.peer
     }
 
     /// Where it serves HTTP.
     #[must_use]
     pub fn http_address(&self) -> SocketAddr {
-        self.addresses().http
+        self.addresses.http
     }
 
     /// What it says about itself.
@@ -298,8 +290,25 @@ impl Node {
         match &self.daemon {
             None => Err(format!("{} is down", self.name)),
             Some(daemon) if daemon.is_paused() => Err(format!("{} is paused", self.name)),
-            Some(_) => Status::parse(&http::request("GET", self.addresses().http, "/status")?),
+            Some(_) => Status::parse(&http::request("GET", self.addresses.http, "/status")?),
         }
+    }
+
+    /// How many lines of all its processes so far hold `text`.
+    #[must_use]
+    pub fn said(&self, text: &str) -> usize {
+        self.log().lines().filter(|line| line.contains(text)).count()
+    }
+
+    /// A number of its `/metrics`.
+    ///
+    /// # Errors
+    /// When it does not answer, or has no such number.
+    pub fn metric(&self, name: &str) -> Result<f64, String> {
+        let page = http::request("GET", self.addresses.http, "/metrics")?;
+        let values = page.lines().filter_map(|line| line.split_once(' '));
+        let found = values.filter(|(found, _)| *found == name).find_map(|(_, it)| it.parse().ok());
+        found.ok_or_else(|| format!("no {name} in {page}"))
     }
 
     /// Waits until its status is as wanted.
@@ -392,6 +401,7 @@ pub struct Cluster {
     /// The authority, while it runs.
     pub authority: Option<Daemon>,
     authority_address: SocketAddr,
+    environment: Vec<(String, String)>,
     folder: TempDir,
 }
 
@@ -406,22 +416,35 @@ impl Cluster {
         let folder = folder();
         let authority = start_authority(&folder, &port::free_address().to_string());
         let authority_address = authority.address("authority");
-        let address = authority_address.to_string();
-        let nodes = (1..=nodes).map(|number| {
-            let name = format!("n{number}");
-            let mut arguments = vec!["--authority", &address];
-            if number == 1 {
-                arguments.push("--bootstrap");
-            }
-            Node::new(&name, &folder.path().join(&name), &arguments, environment)
-        });
-        let nodes = nodes.collect();
-        let mut cluster = Self { nodes, authority: Some(authority), authority_address, folder };
-        for node in &mut cluster.nodes {
-            node.start();
+        let environment =
+            environment.iter().map(|&(key, value)| (key.to_owned(), value.to_owned()));
+        let environment = environment.collect();
+        let authority = Some(authority);
+        let mut cluster =
+            Self { nodes: Vec::new(), authority, authority_address, environment, folder };
+        for _ in 0..nodes {
+            let node = cluster.add();
+            cluster.nodes[node].start();
         }
         cluster.wait_whole();
         cluster
+    }
+
+    /// Adds a node that does not run yet; returns its place.
+    pub fn add(&mut self) -> usize {
+        let place = self.nodes.len();
+        let name = format!("n{}", place + 1);
+        let authority = self.authority_address.to_string();
+        let mut arguments = vec!["--authority", &authority];
+        if place == 0 {
+            arguments.push("--bootstrap");
+        }
+        let mut node = Node::new(&name, &self.folder.path().join(&name), &arguments, &[]);
+        for (key, value) in &self.environment {
+            node.set(key, value);
+        }
+        self.nodes.push(node);
+        place
     }
 
     /// Kills the authority.

@@ -5,23 +5,31 @@
 //! - [`raw`]: the wire protocol spoken by hand, for what the client library would never send.
 //! - [`workload`] and [`audit`]: clients that count and append while things break, and the proof
 //!   afterwards that each acknowledged request took effect exactly once.
+//! - [`load`]: a workload with a test's random choices and its audit. [`ballast`]: rows that make a
+//!   store large. [`register`]: reads by hand at every node, none of which may be stale.
 //! - [`wait`]: the one place that sleeps; everything else waits for a condition.
 //!
 //! Random tests print their seed; `ONCE_SEED` sets it.
 
 pub mod audit;
+pub mod ballast;
 pub mod binaries;
 pub mod cluster;
 pub mod http;
+pub mod load;
 pub mod port;
 pub mod process;
 pub mod raw;
+pub mod register;
 pub mod seed;
 pub mod wait;
 pub mod workload;
 
 pub use audit::Report;
+pub use ballast::Ballast;
 pub use cluster::{Cluster, Lone, Node, Status};
+pub use load::Load;
 pub use process::{Daemon, Exit};
 pub use raw::{RawConnection, RawSession};
+pub use register::Register;
 pub use workload::{Ledger, Workload, WorkloadConfig};

@@ -3,56 +3,15 @@
 
 use std::time::Duration;
 
-use onlyonce_tests::cluster::{BOUND, Environment};
-use onlyonce_tests::wait::{moment, wait_for};
-use onlyonce_tests::{Cluster, Lone, Node, Workload, WorkloadConfig, audit, seed};
+use onlyonce_tests::cluster::Environment;
+use onlyonce_tests::wait::moment;
+use onlyonce_tests::{Cluster, Load, Lone, Node};
 use rand::Rng;
 use rand::rngs::StdRng;
 
 /// Checkpoints all the time.
 const EAGER_CHECKPOINTS: Environment =
     &[("ONCED_CHECKPOINT_BYTES", "65536"), ("ONCED_CHECKPOINT_INTERVAL_MS", "20")];
-
-/// A workload, and what its test needs at the end.
-struct Load {
-    config: WorkloadConfig,
-    workload: Workload,
-    random: StdRng,
-}
-
-impl Load {
-    fn start(test: &str, nodes: Vec<String>) -> Self {
-        let mut random = seed::rng(test);
-        let config = WorkloadConfig::new(nodes, random.random());
-        let workload = Workload::start(config.clone());
-        Self { config, workload, random }
-    }
-
-    /// Waits until some more requests were acknowledged: a random moment of a busy server.
-    #[track_caller]
-    fn random_moment(&mut self) {
-        self.progress(1..=400);
-    }
-
-    #[track_caller]
-    fn progress(&mut self, requests: std::ops::RangeInclusive<u64>) {
-        let wanted = self.workload.acknowledged() + self.random.random_range(requests);
-        wait_for("acknowledged requests", BOUND, || match self.workload.acknowledged() {
-            enough if enough >= wanted => Ok(()),
-            few => Err(format!("{few} of {wanted}")),
-        });
-    }
-
-    /// Every request gets its answer, and every effect is there once.
-    #[track_caller]
-    fn finish(self) {
-        let ledger = self.workload.finish(BOUND);
-        let report = audit::audit(&self.config, &ledger).expect("everything can be read");
-        print!("{report}");
-        report.assert_clean();
-        assert_eq!(report.unresolved, 0, "clients retry without limit, so all are answered");
-    }
-}
 
 /// A lone node, killed 20 times under load.
 #[test]
@@ -99,7 +58,7 @@ fn two_nodes_are_killed_30_times() {
         }
     }
     cluster.wait_whole();
-    load.progress(200..=200);
+    load.progress(200);
     load.finish();
 }
 
@@ -195,13 +154,13 @@ fn a_node_is_killed_while_it_checkpoints() {
 #[test]
 fn the_authority_is_killed() {
     let mut cluster = Cluster::start(2, &[]);
-    let mut load = Load::start("the_authority_is_killed", cluster.addresses());
+    let load = Load::start("the_authority_is_killed", cluster.addresses());
     cluster.kill_authority();
-    load.progress(500..=500);
+    load.progress(500);
     let primary = cluster.wait_primary();
     cluster.nodes[primary].kill();
     cluster.restart_authority();
-    load.progress(200..=200);
+    load.progress(200);
     assert_ne!(cluster.wait_primary(), primary);
     cluster.nodes[primary].start();
     cluster.wait_whole();

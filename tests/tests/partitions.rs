@@ -1,32 +1,10 @@
 //! Nodes that are cut off or stand still, under load: no reply may be stale, none lost, none doubled.
 
-use onlyonce_tests::cluster::BOUND;
-use onlyonce_tests::wait::wait_for;
-use onlyonce_tests::{Cluster, Workload, WorkloadConfig, audit, seed};
+use std::time::Duration;
 
-/// A workload of a test, by its name.
-fn load(test: &str, cluster: &Cluster) -> (WorkloadConfig, Workload) {
-    let config = WorkloadConfig::new(cluster.addresses(), seed::seed(test));
-    (config.clone(), Workload::start(config))
-}
-
-/// Waits until so many more requests were acknowledged.
-#[track_caller]
-fn progress(workload: &Workload, requests: u64) {
-    let wanted = workload.acknowledged() + requests;
-    wait_for("acknowledged requests", BOUND, || match workload.acknowledged() {
-        enough if enough >= wanted => Ok(()),
-        few => Err(format!("{few} of {wanted}")),
-    });
-}
-
-#[track_caller]
-fn finish(config: &WorkloadConfig, workload: Workload) {
-    let ledger = workload.finish(BOUND);
-    let report = audit::audit(config, &ledger).expect("everything can be read");
-    report.assert_clean();
-    assert_eq!(report.unresolved, 0, "clients retry without limit, so all are answered");
-}
+use onlyonce_tests::wait::moment;
+use onlyonce_tests::{Cluster, Load, Node, Register, Status, seed};
+use rand::Rng;
 
 /// Cuts the traffic between two nodes, both ways, or lets it through again.
 fn cut(cluster: &Cluster, on: bool) {
@@ -38,18 +16,52 @@ fn cut(cluster: &Cluster, on: bool) {
 #[test]
 fn a_paused_primary_comes_back_as_a_follower() {
     let mut cluster = Cluster::start(2, &[]);
-    let (config, workload) = load("a_paused_primary_comes_back_as_a_follower", &cluster);
+    let load = Load::start("a_paused_primary_comes_back_as_a_follower", cluster.addresses());
     for _ in 0..3 {
         let primary = cluster.wait_whole();
-        progress(&workload, 200);
+        load.progress(200);
         cluster.nodes[primary].daemon().pause();
         let other = cluster.other(primary);
-        cluster.nodes[other].wait_status("to take over", onlyonce_tests::Status::serves);
-        progress(&workload, 200);
+        cluster.nodes[other].wait_status("to take over", Status::serves);
+        load.progress(200);
         cluster.nodes[primary].daemon().resume();
         assert_eq!(cluster.wait_whole(), other, "the new primary stays");
     }
-    finish(&config, workload);
+    load.finish();
+}
+
+/// A primary that stands still for a random time, shorter or longer than a lease, answers no read with
+/// what another one has since overwritten: not when it wakes, with the reads that wait in its sockets,
+/// and not later.
+#[test]
+fn a_paused_primary_answers_no_stale_read() {
+    let mut cluster = Cluster::start(2, &[]);
+    let nodes: Vec<_> = cluster.nodes.iter().map(Node::client_address).collect();
+    let mut random = seed::rng("a_paused_primary_answers_no_stale_read");
+    let register = Register::start(nodes.clone(), "register");
+    for round in 0..10 {
+        let primary = cluster.wait_whole();
+        let other = cluster.other(primary);
+        register.progress(20);
+        let mut reader = register.early_reader(nodes[primary]);
+        cluster.nodes[primary].daemon().pause();
+        if round % 2 == 0 {
+            // The other one takes over, and acknowledges more.
+            cluster.nodes[other].wait_status("to take over", Status::serves);
+            register.progress(20);
+        } else {
+            // About as long as the lease, or the grace.
+            moment(Duration::from_millis(random.random_range(200..1_000)));
+        }
+        for _ in 0..20 {
+            reader.send();
+        }
+        cluster.nodes[primary].daemon().resume();
+        println!("round {round}: {} of 20 reads got an answer", reader.receive());
+    }
+    cluster.wait_whole();
+    register.progress(20);
+    register.finish();
 }
 
 /// Nodes that cannot reach each other, but the authority: one of them goes on, alone, and the other
@@ -57,54 +69,58 @@ fn a_paused_primary_comes_back_as_a_follower() {
 #[test]
 fn a_partition_between_the_nodes_heals() {
     let cluster = Cluster::start(2, &[]);
-    let (config, workload) = load("a_partition_between_the_nodes_heals", &cluster);
+    let load = Load::start("a_partition_between_the_nodes_heals", cluster.addresses());
     for _ in 0..3 {
         cluster.wait_whole();
-        progress(&workload, 200);
+        load.progress(200);
         cut(&cluster, true);
-        progress(&workload, 500);
+        load.progress(500);
         let primary = cluster.wait_primary();
         cluster.nodes[primary].wait_status("to go on alone", |status| status.backups.is_empty());
         cut(&cluster, false);
     }
     cluster.wait_whole();
-    finish(&config, workload);
+    load.finish();
 }
 
 /// A primary cut off from everything but its clients is replaced, and answers nothing meanwhile that
-/// the new one contradicts.
+/// the new one contradicts: reads at either node are checked against what was acknowledged before.
 #[test]
 fn an_isolated_primary_is_replaced() {
     let cluster = Cluster::start(2, &[]);
-    let (config, workload) = load("an_isolated_primary_is_replaced", &cluster);
+    let load = Load::start("an_isolated_primary_is_replaced", cluster.addresses());
+    let nodes = cluster.nodes.iter().map(Node::client_address).collect();
+    let register = Register::start(nodes, "register");
     for _ in 0..3 {
         let primary = cluster.wait_whole();
-        progress(&workload, 200);
+        load.progress(200);
+        register.progress(20);
         cluster.nodes[primary].cut_off("authority", true);
         cut(&cluster, true);
         let other = cluster.other(primary);
-        cluster.nodes[other].wait_status("to take over", onlyonce_tests::Status::serves);
-        progress(&workload, 200);
+        cluster.nodes[other].wait_status("to take over", Status::serves);
+        load.progress(200);
         cluster.nodes[primary].cut_off("authority", false);
         cut(&cluster, false);
         assert_eq!(cluster.wait_whole(), other, "the new primary stays");
     }
-    finish(&config, workload);
+    register.finish();
+    load.finish();
 }
 
 /// One-way loss: the primary hears nothing from its backup, though the backup hears it.
 #[test]
 fn a_one_way_partition_heals() {
     let cluster = Cluster::start(2, &[]);
-    let (config, workload) = load("a_one_way_partition_heals", &cluster);
+    let load = Load::start("a_one_way_partition_heals", cluster.addresses());
     for deaf in [0, 1] {
         cluster.wait_whole();
-        progress(&workload, 200);
+        load.progress(200);
         cluster.nodes[deaf].cut_off(if deaf == 0 { "n2" } else { "n1" }, true);
-        progress(&workload, 500);
+        load.progress(500);
         cluster.nodes[deaf].cut_off(if deaf == 0 { "n2" } else { "n1" }, false);
-        progress(&workload, 200);
+        load.progress(200);
     }
     cluster.wait_whole();
-    finish(&config, workload);
+    load.finish();
 }

@@ -1,0 +1,92 @@
+//! A workload with what its test needs around it: random choices, progress, and the audit.
+
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use crate::audit::{Report, audit};
+use crate::cluster::BOUND;
+use crate::seed;
+use crate::wait::wait_for;
+use crate::workload::{Ledger, Workload, WorkloadConfig};
+
+/// A running workload of a test.
+pub struct Load {
+    /// Of all choices of the test.
+    pub random: StdRng,
+    config: WorkloadConfig,
+    workload: Workload,
+}
+
+impl Load {
+    /// Starts one on the nodes with these client addresses; prints the test's seed.
+    #[must_use]
+    pub fn start(test: &str, nodes: Vec<String>) -> Self {
+        let mut random = seed::rng(test);
+        let config = WorkloadConfig::new(nodes, random.random());
+        let workload = Workload::start(config.clone());
+        Self { random, config, workload }
+    }
+
+    /// How many requests were acknowledged so far.
+    #[must_use]
+    pub fn acknowledged(&self) -> u64 {
+        self.workload.acknowledged()
+    }
+
+    /// Waits until so many more requests were acknowledged.
+    ///
+    /// # Panics
+    /// When that takes longer than [`BOUND`].
+    #[track_caller]
+    pub fn progress(&self, requests: u64) {
+        let wanted = self.acknowledged() + requests;
+        wait_for("acknowledged requests", BOUND, || match self.acknowledged() {
+            enough if enough >= wanted => Ok(()),
+            few => Err(format!("{few} of {wanted}")),
+        });
+    }
+
+    /// Waits until some more requests were acknowledged: a random moment of a busy server.
+    ///
+    /// # Panics
+    /// As [`progress`](Self::progress).
+    #[track_caller]
+    pub fn random_moment(&mut self) {
+        let requests = self.random.random_range(1..=400);
+        self.progress(requests);
+    }
+
+    /// Ends the load: every request gets its answer, and every effect is there once.
+    ///
+    /// # Panics
+    /// With everything that is wrong.
+    #[track_caller]
+    pub fn finish(self) -> Finished {
+        let ledger = self.workload.finish(BOUND);
+        let finished = Finished { config: self.config, ledger };
+        let report = finished.audit();
+        print!("{report}");
+        assert_eq!(report.unresolved, 0, "clients retry without limit, so all are answered");
+        finished
+    }
+}
+
+/// A workload that has ended.
+pub struct Finished {
+    config: WorkloadConfig,
+    ledger: Ledger,
+}
+
+impl Finished {
+    /// Reads everything back from the cluster as it is now.
+    ///
+    /// # Panics
+    /// When anything is lost, doubled or foreign.
+    #[track_caller]
+    #[expect(clippy::must_use_candidate, reason = "mostly called to check")]
+    pub fn audit(&self) -> Report {
+        let report = audit(&self.config, &self.ledger).expect("everything can be read");
+        report.assert_clean();
+        report
+    }
+}
