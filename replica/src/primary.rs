@@ -515,7 +515,7 @@ impl Replica {
             }
         }
         late.into_iter().try_for_each(|store| self.feed(store))?;
-        self.tick_snapshot();
+        self.tick_snapshot()?;
         self.change_members();
         self.expire_sessions()
     }

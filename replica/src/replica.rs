@@ -311,7 +311,7 @@ impl Replica {
                     self.on_snapshot(id, number, piece);
                 }
             }
-            PeerMessage::SnapshotOk { id, number } => self.on_snapshot_ok(from, id, number)?,
+            PeerMessage::SnapshotOk { id, number } => self.on_snapshot_ok(from, id, number),
             PeerMessage::Join { member, process, committed } => {
                 self.on_join(from, member, process, committed)?;
             }

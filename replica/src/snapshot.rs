@@ -15,7 +15,7 @@
 //! - All of it is committed: only what was folded is read. Tables whose fold a crash cut short may
 //!   show some effects of records after `e`; they are in the primary's log, and no learner becomes a
 //!   replica before it has all of that.
-//! - One piece is on its way at a time, and is sent again until it is acknowledged. If either
+//! - One piece is on its way at a time, and is sent again until it is acknowledged; a rest follows. If either
 //!   process dies, the snapshot begins anew under another id; a new view of the same process does
 //!   not disturb it.
 //! - A learner installs a snapshot only if this very process asked for it, and if it ends at or
@@ -46,6 +46,8 @@ pub(crate) struct Sending {
     /// The newest piece.
     number: u64,
     bytes: u64,
+    /// When the newest piece was begun.
+    begun: Moment,
     sent: Moment,
     progressed: Moment,
     told: Moment,
@@ -56,6 +58,9 @@ enum Stage {
     Reading,
     /// A piece is on its way; `rest` follows it.
     Sent { piece: Piece, rest: Rest },
+    /// A piece has arrived. What follows waits, so that requests have disks and processors for
+    /// themselves for most of the time.
+    Resting { until: Moment, rest: Rest },
     /// The learner has all of it, and will join.
     Installing,
 }
@@ -89,6 +94,8 @@ impl Receiving {
     }
 }
 
+/// How long it rests after each piece, as a multiple of what the piece took.
+const REST_FACTOR: u32 = 1;
 /// How long a snapshot may stand still, in `append_timeout`s.
 const STALL_APPEND_TIMEOUTS: u32 = 10;
 /// How often its progress is told.
@@ -115,6 +122,7 @@ impl Replica {
             stage: Stage::Reading,
             number: 0,
             bytes: 0,
+            begun: self.now,
             sent: self.now,
             progressed: self.now,
             told: self.now,
@@ -165,18 +173,13 @@ impl Replica {
         self.send(to, PeerMessage::Snapshot { view, process, id, number, piece });
     }
 
-    /// A piece arrived: the next one follows.
-    pub(crate) fn on_snapshot_ok(
-        &mut self,
-        from: StoreId,
-        id: SnapshotId,
-        number: u64,
-    ) -> Result<(), Stop> {
+    /// A piece arrived: the next one follows, after a rest.
+    pub(crate) fn on_snapshot_ok(&mut self, from: StoreId, id: SnapshotId, number: u64) {
         let now = self.now;
-        let Some(sending) = self.sending(id) else { return Ok(()) };
-        let Stage::Sent { piece, rest } = &sending.stage else { return Ok(()) };
+        let Some(sending) = self.sending(id) else { return };
+        let Stage::Sent { piece, rest } = &sending.stage else { return };
         if from != sending.member.store || number != sending.number {
-            return Ok(());
+            return;
         }
         sending.bytes += piece.bytes() as u64;
         sending.progressed = now;
@@ -186,7 +189,19 @@ impl Replica {
             tracing::info!(follower, bytes = sending.bytes, "sending a snapshot");
         }
         sending.number += 1;
-        match rest.clone() {
+        let rest = rest.clone();
+        let until = now.after(now.since(sending.begun) * REST_FACTOR);
+        sending.stage = Stage::Resting { until, rest };
+    }
+
+    /// The rest is over: the next piece.
+    fn next_piece(&mut self) -> Result<(), Stop> {
+        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
+        let Some(sending) = &mut primary.sending else { return Ok(()) };
+        let Stage::Resting { rest, .. } = &sending.stage else { return Ok(()) };
+        let (id, rest) = (sending.id, rest.clone());
+        sending.begun = self.now;
+        match rest {
             Rest::Rows(from) => {
                 sending.stage = Stage::Reading;
                 self.effects.push(Effect::ReadRows { id, from });
@@ -259,16 +274,21 @@ impl Replica {
     }
 
     /// Repeats what got no answer, and ends what stands still.
-    pub(crate) fn tick_snapshot(&mut self) {
+    pub(crate) fn tick_snapshot(&mut self) -> Result<(), Stop> {
         let timing = self.config.timing;
         let now = self.now;
-        let Role::Primary(primary) = &self.role else { return };
-        let Some(sending) = &primary.sending else { return };
+        let Role::Primary(primary) = &self.role else { return Ok(()) };
+        let Some(sending) = &primary.sending else { return Ok(()) };
+        match sending.stage {
+            Stage::Resting { until, .. } if now >= until => return self.next_piece(),
+            Stage::Reading | Stage::Sent { .. } | Stage::Resting { .. } | Stage::Installing => {}
+        }
         if now.since(sending.progressed) > timing.append_timeout * STALL_APPEND_TIMEOUTS {
             self.abandon_snapshot("it makes no progress");
         } else if now.since(sending.sent) > timing.resend {
             self.send_piece();
         }
+        Ok(())
     }
 
     /// Takes a piece of a snapshot from this view's primary.
