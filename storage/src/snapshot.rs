@@ -18,7 +18,8 @@ use bytes::Bytes;
 use crate::checkpoint::Checkpointer;
 use crate::engine::{Engine, HeadFile};
 use crate::error::{OpenError, StorageError};
-use crate::limits::INCOMING_FLUSH_BYTES;
+use crate::limits::{FOLD_SLICE_BYTES, INCOMING_FLUSH_BYTES};
+use crate::log;
 use crate::open::{Disk, create};
 use crate::record::{Effect, Entry, Mark, Table};
 use crate::tables::Tables;
@@ -60,7 +61,8 @@ pub struct Rows {
 
 impl Checkpointer {
     /// Reads rows from `from` on, until `max_bytes` are reached. No checkpoint folds meanwhile: the
-    /// rows are those of one applied point.
+    /// rows are those of one applied point, but for those that a fold which a crash cut short left in
+    /// flux; they may be left out.
     pub fn read_rows(&self, from: &Cursor, max_bytes: usize) -> Result<Rows, StorageError> {
         let mut rows = Rows { entry: Entry::default(), next: None, applied: self.shared.applied() };
         let mut bytes = 0;
@@ -72,13 +74,34 @@ impl Checkpointer {
                     rows.next = Some(Cursor { table, start: key });
                     return Ok(rows);
                 }
-                let value = self.tables.value(table, &key, &row)?;
+                let value = match self.tables.value(table, &key, &row) {
+                    Err(StorageError::Damaged { .. }) if self.is_in_flux(table, &key)? => continue,
+                    value => value?,
+                };
                 let effect = Effect::put(table, key, value);
                 bytes += effect.bytes();
                 rows.entry.effects.push(effect);
             }
         }
         Ok(rows)
+    }
+
+    /// Whether a fold that a crash cut short may have left this row half written. A record after the
+    /// applied point writes it then: whoever gets the snapshot gets that too.
+    fn is_in_flux(&self, table: Table, key: &Bytes) -> Result<bool, StorageError> {
+        let mut next = self.shared.applied().index.next();
+        while next <= self.recovered {
+            let end = self.recovered.next();
+            let records = log::read_records(&*self.log, next, end, FOLD_SLICE_BYTES)?;
+            let Some(last) = records.last() else { return Ok(false) };
+            next = last.index.next();
+            let entries = records.iter().flat_map(|record| &record.entries);
+            let mut effects = entries.flat_map(|entry| &entry.effects);
+            if effects.any(|effect| effect.table == table && effect.key == *key) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Begins to build a store that will replace this one, under the same id. An earlier attempt is
