@@ -36,13 +36,14 @@ impl Checkpointing {
         self.tail_bytes += record.bytes();
     }
 
-    /// The newest index that may leave the log so that `keep` bytes of records stay, or `pinned`
-    /// bytes if those from `pin` on are needed.
-    fn prunable(&mut self, keep: usize, pin: Option<Index>, pinned: usize) -> Index {
+    /// The newest index up to `upto` that may leave the log so that `keep` bytes of records stay, or
+    /// `pinned` bytes if those from `pin` on are needed.
+    fn prunable(&mut self, upto: Index, keep: usize, pin: Option<Index>, pinned: usize) -> Index {
         while let Some((index, bytes)) = self.tail.front().copied() {
             let is_pinned = pin.is_some_and(|pin| index >= pin);
             let keep = if is_pinned { keep.max(pinned) } else { keep };
-            if self.tail_bytes - bytes < keep {
+            // Later ones may be pinned by the time they are folded.
+            if index > upto || self.tail_bytes - bytes < keep {
                 break;
             }
             self.tail.pop_front();
@@ -85,7 +86,7 @@ impl Replica {
         self.effects.push(Effect::Release(generation));
         let pin = self.log_pin();
         let Config { log_tail_bytes, log_pin_bytes, .. } = self.config;
-        let prunable = self.checkpointing.prunable(log_tail_bytes, pin, log_pin_bytes).min(upto);
+        let prunable = self.checkpointing.prunable(upto, log_tail_bytes, pin, log_pin_bytes);
         if prunable >= self.state.first() {
             self.marks.hit(Mark::LogPruned);
             self.effects.push(Effect::Prune { upto: prunable });
@@ -107,8 +108,22 @@ mod tests {
         for index in 1..=10 {
             checkpointing.note_record(&Record::new(View(1), Index(index), Index(0), Vec::new()));
         }
-        assert_eq!(checkpointing.prunable(0, Some(Index(5)), usize::MAX), Index(4));
-        assert_eq!(checkpointing.prunable(0, Some(Index(7)), usize::MAX), Index(6));
-        assert_eq!(checkpointing.prunable(0, None, usize::MAX), Index(10));
+        assert_eq!(checkpointing.prunable(Index(10), 0, Some(Index(5)), usize::MAX), Index(4));
+        assert_eq!(checkpointing.prunable(Index(10), 0, Some(Index(7)), usize::MAX), Index(6));
+        assert_eq!(checkpointing.prunable(Index(10), 0, None, usize::MAX), Index(10));
+    }
+
+    /// What was too new to leave the log is not given up in advance: a pin that comes later holds it.
+    #[test]
+    fn a_pin_holds_what_was_not_folded_when_it_came() {
+        let mut checkpointing = Checkpointing::new(Moment::default());
+        for index in 1..=10 {
+            let record = Record::new(View(1), Index(index), Index::ZERO, Vec::new());
+            checkpointing.note_record(&record);
+        }
+        assert_eq!(checkpointing.prunable(Index(3), 0, None, usize::MAX), Index(3));
+        let pin = Some(Index(5));
+        assert_eq!(checkpointing.prunable(Index(9), 0, pin, usize::MAX), Index(4));
+        assert_eq!(checkpointing.prunable(Index(9), 0, None, usize::MAX), Index(9));
     }
 }

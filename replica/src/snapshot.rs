@@ -11,7 +11,7 @@
 //!                                          Join ◀──── and is fed from e + 1 on
 //! ```
 //! - `s` is the applied point before the first row was read, `e` the one after the last. The log
-//!   after `s` is pinned until the learner has joined.
+//!   from `s` on is pinned until the learner has joined.
 //! - All of it is committed: only what was folded is read. Tables whose fold a crash cut short may
 //!   show some effects of records after `e`; they are in the primary's log, and no learner becomes a
 //!   replica before it has all of that.

@@ -8,7 +8,9 @@ use onlyonce_replica::{
     Replica, ReplyTo, SnapshotId, Timing,
 };
 use onlyonce_storage::engine::memory::MemoryDisk;
-use onlyonce_storage::{Entry, Index, LogWriter, Mark, Opened, Options, Record, Table, View, open};
+use onlyonce_storage::{
+    Checkpointer, Entry, Index, LogWriter, Mark, Opened, Options, Record, Table, View, open,
+};
 use onlyonce_wire::authority::{Member, Register, Revision, Versioned};
 use onlyonce_wire::client::{Execute, ExecuteId, Operation, Request, Write};
 use onlyonce_wire::{CallId, ClusterId, IdempotencyKey, Incarnation, ProposalId, StoreId, codec};
@@ -38,6 +40,7 @@ fn register(view: u64, primary: u128, backups: &[u128]) -> Register {
 struct Node {
     replica: Replica,
     log: LogWriter,
+    checkpointer: Checkpointer,
     now: Moment,
     sent: Vec<PeerMessage>,
     register: Versioned,
@@ -74,7 +77,7 @@ impl Node {
             min_copies: 1,
             timing: Timing::default(),
             seed: number,
-            log_tail_bytes: 1 << 28,
+            log_tail_bytes: 0,
             log_pin_bytes: 1 << 30,
             piece_bytes: 1 << 10,
             checkpoint_bytes: 1 << 28,
@@ -88,6 +91,7 @@ impl Node {
         let mut node = Self {
             replica,
             log: opened.log,
+            checkpointer: opened.checkpointer,
             now,
             sent: Vec::new(),
             register,
@@ -158,10 +162,13 @@ impl Node {
                 Effect::ReadRegister(id) => self.told(id),
                 Effect::Propose { expected, register } => self.swap(expected, register),
                 Effect::Stop(reason) => self.stopped = Some(reason),
+                Effect::Checkpoint(generation) => {
+                    self.checkpointer.fold(&generation).expect("fold");
+                    self.give(Event::Checkpointed);
+                }
+                Effect::Prune { upto } => while self.log.prune(upto).expect("prune") {},
                 Effect::Reply { .. }
                 | Effect::Know(_)
-                | Effect::Prune { .. }
-                | Effect::Checkpoint(_)
                 | Effect::Release(_)
                 | Effect::ReadRows { .. } => {}
                 Effect::Receive { id, number, .. } => self.give(Event::Received { id, number }),
@@ -471,4 +478,28 @@ fn an_answer_counts_for_its_own_proposal_only() {
     let result = ProposalResult::Won(Revision(2));
     node.give(Event::Proposed { id: ProposalId(77), result });
     assert_eq!(node.replica.status().view, view);
+}
+
+/// A learner that caught up to some place goes on from there, however much of the log is pruned
+/// meanwhile: it must not need a whole snapshot for one lost connection.
+#[test]
+fn the_log_stays_from_where_a_learner_is() {
+    let mut node = Node::serving();
+    for _ in 0..10 {
+        node.put(1_000);
+    }
+    node.join(0);
+    node.acknowledge(5);
+    node.echo();
+    // A checkpoint is due.
+    node.tick(31_000);
+    assert!(node.replica.state().applied() > Index(5), "everything is folded");
+    assert!(node.replica.state().first() > Index(1), "the log is pruned");
+    node.sent.clear();
+    node.give(Event::PeerConnected(StoreId(2)));
+    let previous = node.sent.iter().find_map(|message| match message {
+        PeerMessage::Append { previous, .. } => Some(previous.index),
+        _ => None,
+    });
+    assert_eq!(previous, Some(Index(5)));
 }
