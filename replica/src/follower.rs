@@ -16,7 +16,7 @@ use onlyonce_wire::authority::{Register, Revision};
 
 use crate::event::Moment;
 use crate::marks::Mark;
-use crate::message::{PeerMessage, Position};
+use crate::message::{FeedId, PeerMessage, Position};
 use crate::mutations::Rule;
 use crate::replica::{Replica, Role, Stop, decode_records, view_of};
 use crate::snapshot::Receiving;
@@ -25,6 +25,8 @@ use crate::snapshot::Receiving;
 pub(crate) struct Follower {
     /// Up to here this log equals the primary's, which said so in this view.
     pub(crate) matched: Index,
+    /// The feed of the newest append.
+    feed: FeedId,
     /// The highest index acknowledged in this view.
     acknowledged: Option<Index>,
     /// What the primary says is committed; this node takes it as far as it has matched.
@@ -43,6 +45,7 @@ impl Follower {
     pub(crate) fn new(now: Moment, jitter: Duration) -> Self {
         Self {
             matched: Index::ZERO,
+            feed: FeedId::default(),
             acknowledged: None,
             told_committed: Index::ZERO,
             grace_from: now,
@@ -111,7 +114,7 @@ impl Replica {
     pub(crate) fn on_append(
         &mut self,
         from: StoreId,
-        view: View,
+        (view, feed): (View, FeedId),
         previous: Position,
         committed: Index,
         records: Vec<Bytes>,
@@ -127,8 +130,11 @@ impl Replica {
             // The primary sends it again; by then a checkpoint has made room.
             return Ok(());
         }
+        if let Role::Follower(follower) = &mut self.role {
+            follower.feed = feed;
+        }
         if self.state.view_at(previous.index)? != Some(previous.view) {
-            return self.refuse_append(from, view, previous);
+            return self.refuse_append(from, view, feed, previous);
         }
         let Some(records) = decode_append(view, previous, records) else {
             tracing::warn!(%from, "ignore an append whose records do not follow each other");
@@ -148,14 +154,20 @@ impl Replica {
     }
 
     /// `previous` is not in this log. If it lies in the committed part, the primary's log is wrong.
-    fn refuse_append(&mut self, from: StoreId, view: View, previous: Position) -> Result<(), Stop> {
+    fn refuse_append(
+        &mut self,
+        from: StoreId,
+        view: View,
+        feed: FeedId,
+        previous: Position,
+    ) -> Result<(), Stop> {
         let committed = self.state.committed();
         let message =
             if previous.index <= committed && self.state.view_at(previous.index)?.is_some() {
                 PeerMessage::HoldsCommitted { view, index: previous.index }
             } else {
                 self.marks.hit(Mark::AppendMismatched);
-                PeerMessage::AppendMismatch { view, previous: previous.index, committed }
+                PeerMessage::AppendMismatch { view, feed, previous: previous.index, committed }
             };
         self.send(from, message);
         Ok(())
@@ -214,7 +226,8 @@ impl Replica {
         let durable = if log_end { persisted } else { follower.matched.min(persisted) };
         if follower.matched > Index::ZERO && follower.acknowledged != Some(durable) {
             follower.acknowledged = Some(durable);
-            self.send(to, PeerMessage::AppendOk { view, matched: durable });
+            let feed = follower.feed;
+            self.send(to, PeerMessage::AppendOk { view, feed, matched: durable });
         }
     }
 

@@ -55,7 +55,7 @@ pub use config::{Config, DRIFT_PER_MILLE, Limits, Mode, Timing};
 pub use event::{Effect, Event, Moment, ProposalResult, ReadId, ReplyTo};
 pub use limits::PIECE_BYTES;
 pub use marks::{Mark, Marks};
-pub use message::{PeerHello, PeerMessage, Piece, Position, SnapshotId};
+pub use message::{FeedId, PeerHello, PeerMessage, Piece, Position, SnapshotId};
 #[cfg(feature = "mutations")]
 pub use mutations::Rule;
 pub use replica::{Replica, StartError, Stop};

@@ -30,6 +30,11 @@ pub struct Position {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SnapshotId(pub u128);
 
+/// What a primary sends a follower from its joining on, until it forgets or replaces what the follower
+/// holds. Random. An answer to another feed speaks of a store as it was before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct FeedId(pub u64);
+
 /// A part of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Piece {
@@ -75,6 +80,8 @@ pub enum PeerMessage {
     Append {
         /// The sender's view.
         view: View,
+        /// What this is part of.
+        feed: FeedId,
         /// The position before the first record.
         previous: Position,
         /// The highest index that is durable on every replica of the view.
@@ -86,6 +93,8 @@ pub enum PeerMessage {
     AppendOk {
         /// The view of the primary that is answered.
         view: View,
+        /// The feed of the newest append.
+        feed: FeedId,
         /// The last matched index.
         matched: Index,
     },
@@ -93,6 +102,8 @@ pub enum PeerMessage {
     AppendMismatch {
         /// The view of the primary that is answered.
         view: View,
+        /// The feed of the append.
+        feed: FeedId,
         /// The index of the `previous` that is answered.
         previous: Index,
         /// The highest index that this node knows to be committed.

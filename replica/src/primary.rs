@@ -22,7 +22,7 @@ use crate::event::{Effect, Moment, ReplyTo};
 use crate::follower::Follower;
 use crate::limits::{RECORD_BYTES_TARGET, RECORDS_IN_FLIGHT_MAX, REMEMBERED_MAX};
 use crate::marks::Mark;
-use crate::message::{PeerMessage, Position};
+use crate::message::{FeedId, PeerMessage, Position};
 use crate::mutations::Rule;
 use crate::progress::Progress;
 use crate::replica::{Replica, Role, Stop};
@@ -115,9 +115,10 @@ impl Replica {
         let mut old = std::mem::take(&mut primary.followers);
         for backup in backups {
             let learned = old.contains_key(&backup.store);
+            let feed = FeedId(self.rng.random());
             let mut progress = old
                 .remove(&backup.store)
-                .unwrap_or_else(|| Progress::new(backup.clone(), next, now));
+                .unwrap_or_else(|| Progress::new(backup.clone(), feed, next, now));
             progress.begin_view(next);
             if !std::mem::replace(&mut progress.replica, true) && learned {
                 self.marks.hit(Mark::LearnerPromoted);
@@ -246,10 +247,16 @@ impl Replica {
             let end = records.last().map_or(before, |record| record.index);
             let bytes = records.iter().map(|record| record.bytes()).sum();
             progress.note_sent(before, end, bytes, self.now);
+            let feed = progress.feed;
             let records = records.iter().map(|record| record.encode()).collect();
             let previous = Position { view: before_view, index: before };
-            self.send(store, PeerMessage::Append { view, previous, committed, records });
+            self.send(store, PeerMessage::Append { view, feed, previous, committed, records });
         }
+    }
+
+    /// The follower that answers an append, if that was of the present view and feed.
+    fn fed(&mut self, from: StoreId, view: View, feed: FeedId) -> Option<&mut Progress> {
+        self.follower(from, view).filter(|progress| progress.feed == feed)
     }
 
     /// The follower with this store id, if the message is of the present view.
@@ -267,10 +274,11 @@ impl Replica {
         &mut self,
         from: StoreId,
         view: View,
+        feed: FeedId,
         matched: Index,
     ) -> Result<(), Stop> {
         let last = self.state.last().1;
-        let Some(progress) = self.follower(from, view) else { return Ok(()) };
+        let Some(progress) = self.fed(from, view, feed) else { return Ok(()) };
         if matched > last {
             return Err(Stop(format!(
                 "node {from} acknowledged record {matched} of view {view}, but this primary's log ends at {last}: an acknowledgement of records that were never sent"
@@ -285,12 +293,13 @@ impl Replica {
         &mut self,
         from: StoreId,
         view: View,
+        feed: FeedId,
         previous: Index,
         committed: Index,
     ) -> Result<(), Stop> {
         let last = self.state.last().1;
         let floor = self.state.floor().1;
-        let Some(progress) = self.follower(from, view) else { return Ok(()) };
+        let Some(progress) = self.fed(from, view, feed) else { return Ok(()) };
         let answers = progress.mismatch(previous, committed.min(last));
         if answers && previous == floor && committed < floor {
             // Its log has nothing in common with this one.
@@ -359,6 +368,7 @@ impl Replica {
         }
         let Role::Primary(primary) = &mut self.role else { return Ok(()) };
         let met = primary.followers.contains_key(&from);
+        let feed = FeedId(self.rng.random());
         if !met && primary.followers.len() >= limits::REPLICAS_MAX {
             return Ok(());
         }
@@ -369,12 +379,13 @@ impl Replica {
                     self.marks.hit(Mark::DroppedStoreReturned);
                     progress
                 }
-                None => Progress::new(member.clone(), next, now),
+                None => Progress::new(member.clone(), feed, next, now),
             },
         };
         if !met || progress.process != process {
             tracing::info!(follower = member.name, next = next.0, "feed follower");
             if !met {
+                progress.feed = feed;
                 progress.begin_view(next);
                 progress.meet(now);
             }

@@ -10,6 +10,7 @@ use crate::config::Timing;
 use crate::event::Moment;
 use crate::limits::{APPENDS_IN_FLIGHT_MAX, IN_FLIGHT_BYTES_MAX};
 use crate::marks::Mark;
+use crate::message::FeedId;
 
 /// The most heartbeats without an echo that are remembered.
 const HEARTBEATS_MAX: usize = 64;
@@ -34,7 +35,9 @@ pub(crate) struct Progress {
     pub(crate) member: Member,
     /// Tells a restarted process from one that hung.
     pub(crate) process: u64,
-    /// Durable there and equal to this log, as acknowledged in this view.
+    /// Answers to another one say nothing of what this follower holds now.
+    pub(crate) feed: FeedId,
+    /// Durable there and equal to this log, as acknowledged in this view and this feed.
     pub(crate) matched: Index,
     /// The next record to send.
     pub(crate) next: Index,
@@ -59,10 +62,11 @@ pub(crate) struct Progress {
 
 impl Progress {
     /// A follower that was just met. `next` is where to try first.
-    pub(crate) fn new(member: Member, next: Index, now: Moment) -> Self {
+    pub(crate) fn new(member: Member, feed: FeedId, next: Index, now: Moment) -> Self {
         Self {
             member,
             process: 0,
+            feed,
             matched: Index::ZERO,
             next,
             replica: false,

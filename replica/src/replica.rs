@@ -292,16 +292,18 @@ impl Replica {
             PeerMessage::Heartbeat { nonce, register, revision, committed } => {
                 self.on_heartbeat(from, nonce, &register, revision, committed);
             }
-            PeerMessage::Append { view, previous, committed, records } => {
-                self.on_append(from, view, previous, committed, records)?;
+            PeerMessage::Append { view, feed, previous, committed, records } => {
+                self.on_append(from, (view, feed), previous, committed, records)?;
             }
             PeerMessage::FetchTail { view, after } => self.on_fetch_tail(from, view, after)?,
             PeerMessage::Tail { view, after, records } => self.on_tail(from, view, after, records),
             PeerMessage::NewerView { register, revision } => self.hear_of_view(&register, revision),
             PeerMessage::Echo { view, nonce } => self.on_echo(from, view, nonce),
-            PeerMessage::AppendOk { view, matched } => self.on_append_ok(from, view, matched)?,
-            PeerMessage::AppendMismatch { view, previous, committed } => {
-                self.on_append_mismatch(from, view, previous, committed)?;
+            PeerMessage::AppendOk { view, feed, matched } => {
+                self.on_append_ok(from, view, feed, matched)?;
+            }
+            PeerMessage::AppendMismatch { view, feed, previous, committed } => {
+                self.on_append_mismatch(from, view, feed, previous, committed)?;
             }
             PeerMessage::HoldsCommitted { view, index } => {
                 self.on_holds_committed(from, view, index)?;

@@ -21,7 +21,8 @@
 //! - A learner installs a snapshot only if this very process asked for it, and if it ends at or
 //!   beyond all that it knows to be committed and all that it acknowledged in this view. What an
 //!   earlier process acknowledged the primary may still count: a late copy of a snapshot from before
-//!   must not take it away.
+//!   must not take it away. And what any of them acknowledged before the snapshot was begun counts no
+//!   more after it: the primary feeds what joins then by a new feed.
 
 use onlyonce_storage::{Cursor, Entry, Index, Mark, Rows, Table};
 use onlyonce_wire::StoreId;

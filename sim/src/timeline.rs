@@ -89,16 +89,16 @@ impl Standing {
 pub fn message(message: &PeerMessage) -> Option<String> {
     Some(match message {
         PeerMessage::Heartbeat { .. } | PeerMessage::Echo { .. } => return None,
-        PeerMessage::Append { view, previous, records, committed } => format!(
+        PeerMessage::Append { view, previous, records, committed, .. } => format!(
             "append in view {view}: {} records after {} of view {}, committed {committed}",
             records.len(),
             previous.index,
             previous.view
         ),
-        PeerMessage::AppendOk { view, matched } => {
+        PeerMessage::AppendOk { view, matched, .. } => {
             format!("matched up to {matched} in view {view}")
         }
-        PeerMessage::AppendMismatch { view, previous, committed } => {
+        PeerMessage::AppendMismatch { view, previous, committed, .. } => {
             format!("no match at {previous} in view {view}, committed {committed}")
         }
         PeerMessage::HoldsCommitted { view, index } => {
