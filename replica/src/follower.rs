@@ -246,7 +246,6 @@ impl Replica {
         let timing = self.config.timing;
         let now = self.now;
         let is_backup = self.is_backup();
-        let stuck = self.flush_is_stuck();
         let Role::Follower(follower) = &mut self.role else { return };
         let silent = now.since(follower.heard) > timing.resend;
         let receives = follower.receiving.as_ref().is_some_and(|it| !it.is_silent(now, &timing));
@@ -261,7 +260,7 @@ impl Replica {
         }
         let Role::Follower(follower) = &mut self.role else { return };
         let quiet = now.since(follower.grace_from);
-        let judges = !stuck && now >= self.lenient_until;
+        let judges = now >= self.lenient_until;
         let due = quiet > timing.grace + follower.jitter;
         if !is_backup || !due || self.proposal.is_some() {
             return;

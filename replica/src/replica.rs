@@ -65,8 +65,8 @@ pub struct Replica {
     pub(crate) known: Option<Known>,
     pub(crate) proposal: Option<Proposal>,
     pub(crate) reads: Reads,
-    /// The last tick, and until when this node, having stood still, judges nobody's silence: what
-    /// the others sent meanwhile may not have been handled yet.
+    /// The last tick, and until when this node judges nobody's silence: having stood still, it may not
+    /// have handled what the others sent; with a disk that hung, it did not speak or listen itself.
     pub(crate) last_tick: Moment,
     pub(crate) lenient_until: Moment,
     pub(crate) role: Role,
@@ -323,7 +323,7 @@ impl Replica {
 
     fn on_tick(&mut self) -> Result<(), Stop> {
         let enough = self.config.timing.heartbeat * 2;
-        if self.now.since(self.last_tick) > enough {
+        if self.now.since(self.last_tick) > enough || self.flush_is_stuck() {
             self.lenient_until = self.now.after(enough);
         }
         self.last_tick = self.now;

@@ -47,6 +47,8 @@ struct Node {
     feed: FeedId,
     register: Versioned,
     proposed: usize,
+    /// What waits for the disk, while that hangs.
+    hanging: Option<Vec<Effect>>,
     /// Whether the authority carries proposals out, and says so.
     swaps: bool,
     calls: u64,
@@ -97,6 +99,7 @@ impl Node {
             now,
             sent: Vec::new(),
             feed: FeedId::default(),
+            hanging: None,
             register,
             proposed: 0,
             swaps,
@@ -147,6 +150,12 @@ impl Node {
 
     fn carry_out(&mut self, effects: Vec<Effect>) {
         for effect in effects {
+            let writes =
+                matches!(effect, Effect::Persist(_) | Effect::Cut { .. } | Effect::Save { .. });
+            if let Some(waiting) = self.hanging.as_mut().filter(|_| writes) {
+                waiting.push(effect);
+                continue;
+            }
             match effect {
                 Effect::Send { message, .. } => {
                     if let PeerMessage::Append { feed, .. } = &message {
@@ -484,6 +493,31 @@ fn a_primary_that_stood_still_drops_nobody_at_once() {
         node.tick(5);
     }
     assert!(node.backups().is_empty(), "a silent one is dropped in the end");
+}
+
+/// A primary whose own disk hung, and that withheld its heartbeats, does not blame its backups for
+/// their silence: the view would lose a copy, and the one on the bad disk would be left.
+#[test]
+fn a_primary_whose_disk_hung_drops_nobody_for_it() {
+    let mut node = Node::serving();
+    let mut backup = |node: &mut Node, ticks| {
+        for _ in 0..ticks {
+            node.acknowledge(node.replica.state().last().1.0);
+            node.echo();
+            node.tick(5);
+        }
+    };
+    node.join(0);
+    backup(&mut node, 400);
+    assert_eq!(node.backups(), ["n2"]);
+    node.hanging = Some(Vec::new());
+    node.put(10);
+    backup(&mut node, 600);
+    let waiting = node.hanging.take().unwrap_or_default();
+    node.carry_out(waiting);
+    backup(&mut node, 100);
+    assert_eq!(node.backups(), ["n2"]);
+    assert_eq!(node.replica.status().committed, node.replica.status().prepared);
 }
 
 /// Of two nodes that found a cluster at once, the one that comes late joins the other's.
