@@ -200,10 +200,10 @@ fn disk(folder: &Path, options: &Options, lock: &FolderLock) -> Result<Disk, Ope
 /// is not in `incoming/` any more is in its place.
 fn settle_incoming(folder: &Path) -> Result<(), OpenError> {
     let (incoming, replace) = (folder.join(INCOMING), folder.join(REPLACE));
-    if replace.exists() {
+    if is_there(&replace)? {
         for name in [LOG, TABLES, HEAD] {
             let (new, old) = (incoming.join(name), folder.join(name));
-            if !new.exists() {
+            if !is_there(&new)? {
                 continue;
             }
             remove(&old)?;
@@ -247,6 +247,11 @@ impl Site for FolderSite {
             .map_err(io_error(&replace, "create"))?;
         sync(&self.folder)
     }
+}
+
+/// Whether something has this name. What cannot be looked at is not taken for gone.
+fn is_there(path: &Path) -> Result<bool, OpenError> {
+    path.try_exists().map_err(io_error(path, "look at"))
 }
 
 /// Removes a file or a folder with all that is in it.

@@ -219,6 +219,26 @@ fn an_unfinished_replacement_is_removed() {
     assert_eq!(open(disk.disk(), &options()).expect("opens").state.last().1, Index::ZERO);
 }
 
+/// A part of the new store that cannot be looked at is not taken for one that was moved already: the
+/// open fails, and a later one goes on from there.
+#[test]
+fn an_unreadable_part_of_a_replacement_is_not_left_behind() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let store = open_dir(folder.path(), &options()).expect("a new store");
+    let end = Mark { index: Index(7), view: View(1), chain: 9 };
+    install(&store, &[common::put("row", "new")], end).expect("the disk works");
+    drop(store);
+    let (part, aside) = (folder.path().join("incoming/tables"), folder.path().join("aside"));
+    std::fs::rename(&part, &aside).expect("a rename");
+    std::os::unix::fs::symlink(&part, &part).expect("a link that leads nowhere");
+    assert!(open_dir(folder.path(), &options()).is_err());
+    std::fs::remove_file(&part).expect("the link goes");
+    std::fs::rename(&aside, &part).expect("a rename");
+    let store = open_dir(folder.path(), &options()).expect("the new store opens");
+    assert_eq!(common::read(&store, "row").as_deref(), Some("new"));
+    assert_eq!(store.state.applied(), end.index);
+}
+
 /// A fold that a crash cut short leaves rows in flux, of long values also pieces of two values. That
 /// is no damage: the records after the applied point bring these rows, to a learner too.
 #[test]
