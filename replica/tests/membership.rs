@@ -443,8 +443,9 @@ fn a_learner_takes_no_old_snapshot() {
     let record = |index| Record::new(View(1), Index(index), Index(0), vec![Entry::default()]);
     let records = (1..=3).map(|index| record(index).encode()).collect();
     let (view, previous, committed) = (View(1), Position::default(), Index(0));
-    node.hear(PeerMessage::Append { view, previous, committed, records });
-    let acknowledged = PeerMessage::AppendOk { view, matched: Index(3) };
+    let feed = FeedId(7);
+    node.hear(PeerMessage::Append { view, feed, previous, committed, records });
+    let acknowledged = PeerMessage::AppendOk { view, feed, matched: Index(3) };
     assert!(node.sent.contains(&acknowledged), "{:?}", node.sent);
     node.hear_snapshot(process, 2, 2);
     assert_eq!(node.installs, None, "record 3 was acknowledged");
@@ -500,7 +501,7 @@ fn a_primary_that_stood_still_drops_nobody_at_once() {
 #[test]
 fn a_primary_whose_disk_hung_drops_nobody_for_it() {
     let mut node = Node::serving();
-    let mut backup = |node: &mut Node, ticks| {
+    let backup = |node: &mut Node, ticks| {
         for _ in 0..ticks {
             node.acknowledge(node.replica.state().last().1.0);
             node.echo();
@@ -554,52 +555,34 @@ fn an_answer_counts_for_its_own_proposal_only() {
     assert_eq!(node.replica.status().view, view);
 }
 
-/// A primary whose log begins at its applied point, and n2 after it took a snapshot of that place.
-fn fed_after_a_snapshot() -> (Node, Index, PeerMessage) {
-    let mut node = Node::serving();
-    for _ in 0..10 {
-        node.put(10);
-    }
-    node.tick(31_000);
-    assert_eq!(node.replica.state().first(), node.replica.state().applied(), "all is pruned");
-    node.join_as(5, 0);
-    let previous = node.previous().expect("an append");
-    let (view, committed) = (View(node.replica.status().view.0), Index(0));
-    let refused = PeerMessage::AppendMismatch { view, feed: node.feed, previous, committed };
-    node.hear(refused.clone());
-    let end = node.take_snapshot();
-    assert_eq!(end, previous, "nothing was folded since");
-    node.join_as(6, end.0);
-    node.sent.clear();
-    (node, end, refused)
-}
-
-/// What a learner said of its log before a snapshot took its place leads to no other snapshot.
-#[test]
-fn a_late_mismatch_from_before_a_snapshot_is_ignored() {
-    let (mut node, _, refused) = fed_after_a_snapshot();
-    node.hear(refused);
-    let snapshots = |message: &&PeerMessage| matches!(message, PeerMessage::Snapshot { .. });
-    assert_eq!(node.sent.iter().find(snapshots), None);
-}
-
-/// What a learner acknowledged before a snapshot took the place of its store says nothing of what it
-/// holds now, however late that acknowledgement comes, and in the same view too. A learner that was
+/// What a learner said of its log, or acknowledged, before a snapshot took the place of its store says
+/// nothing of what it holds now, however late that comes, and in the same view too. A learner that was
 /// proposed for it could take over without committed records.
 #[test]
 fn an_acknowledgement_from_before_a_snapshot_counts_no_more() {
-    let (mut node, end, _) = fed_after_a_snapshot();
+    let mut node = Node::serving();
+    (0..10).for_each(|_| node.put(10));
+    node.tick(31_000);
+    assert_eq!(node.replica.state().first(), node.replica.state().applied(), "all is pruned");
+    node.join_as(5, 0);
+    let (view, committed) = (View(node.replica.status().view.0), Index(0));
+    let end = node.previous().expect("an append");
+    let refusal = |feed| PeerMessage::AppendMismatch { view, feed, previous: end, committed };
+    let first = node.feed;
+    node.hear(refusal(first));
+    assert_eq!(node.take_snapshot(), end, "nothing was folded since");
+    node.join_as(6, end.0);
+    node.sent.clear();
+    node.hear(refusal(first));
+    let is_snapshot = |message: &&PeerMessage| matches!(message, PeerMessage::Snapshot { .. });
+    assert_eq!(node.sent.iter().find(is_snapshot), None, "a late copy leads to no other one");
     // It acknowledges ten more records, and that is late.
-    for _ in 0..10 {
-        node.put(10);
-    }
-    let (view, feed) = (View(node.replica.status().view.0), node.feed);
-    let matched = Index(node.replica.status().prepared);
+    (0..10).for_each(|_| node.put(10));
+    let (feed, matched) = (node.feed, Index(node.replica.status().prepared));
     let acknowledged = PeerMessage::AppendOk { view, feed, matched };
     // It restarts, and for whatever reason gets another snapshot of the same place.
     node.join_as(7, end.0);
-    let committed = Index(0);
-    node.hear(PeerMessage::AppendMismatch { view, feed, previous: end, committed });
+    node.hear(refusal(feed));
     assert_eq!(node.take_snapshot(), end, "n2 has no more than this now");
     node.join_as(8, end.0);
     node.hear(acknowledged);
