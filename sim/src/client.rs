@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use onlyonce_replica::Limits;
+use onlyonce_storage::limits::CHUNK;
 use onlyonce_wire::client::{
     Answer, Consequence, Execute, ExecuteId, Failure, Outcome, Read, Refusal, Request, Write,
 };
@@ -142,7 +143,7 @@ impl Client {
         let action = if self.reads {
             Action::Get
         } else {
-            draw_action(rng, history.operations.len(), short)
+            draw_action(rng, history.operations.len(), short, plan.long_values && !short)
         };
         let operation = history.operations.len();
         let invoked =
@@ -386,10 +387,12 @@ pub fn key_name(key: usize) -> Bytes {
     format!("key-{key}").into()
 }
 
-/// An action; with `short`, none whose reply grows with the value.
-fn draw_action(rng: &mut StdRng, unique: usize, short: bool) -> Action {
+/// An action; with `short`, none whose reply grows with the value; with `long`, some values that take
+/// more than a row.
+fn draw_action(rng: &mut StdRng, unique: usize, short: bool, long: bool) -> Action {
     let value = || Bytes::from(format!("{}", unique * 1_000));
     match rng.random_range(0..20) {
+        0 if long => Action::Put(Bytes::from(format!("{unique};").repeat(CHUNK / 2))),
         0 => Action::Put(value()),
         1..=4 => Action::Append(format!("{unique};").into()),
         5..=10 => Action::Incr,

@@ -48,6 +48,8 @@ pub struct Plan {
     pub probe_per_mille: u32,
     /// How often, of a thousand, a client rests for long between two requests.
     pub rest_per_mille: u32,
+    /// Whether some values are longer than a row of the tables may be.
+    pub long_values: bool,
     /// The mean time between faults of each kind; zero for never.
     pub faults: Faults,
     /// Clocks run faster or slower by up to so many parts in a thousand.
@@ -161,12 +163,13 @@ impl Plan {
             stalled_per_mille,
             probe_per_mille,
             rest_per_mille: 5,
+            long_values: rng.random_ratio(1, 8),
             faults,
             drift_per_mille,
             checkpoint_bytes: rng.random_range(1_000..20_000),
             log_tail_bytes: match rng.random_range(0..4) {
                 0 => 64 << 20,
-                1 | 2 => rng.random_range(200..2_000),
+                1 | 2 => rng.random_range(0..2_000),
                 _ => rng.random_range(200..20_000),
             },
             log_pin_bytes: match rng.random_range(0..4) {
