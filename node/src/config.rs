@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use onlyonce_replica::Timing;
+use onlyonce_replica::{CHECKPOINT_BYTES, LOG_PIN_BYTES, LOG_TAIL_BYTES, Timing};
 use onlyonce_storage::limits::OVERLAY_BYTES_MAX;
 use onlyonce_wire::limits::{NAME_BYTES_MAX, REPLICAS_MAX};
 use serde::{Deserialize, Serialize};
@@ -156,10 +156,10 @@ impl Settings {
             append_timeout_ms: Some(milliseconds(timing.append_timeout)),
             flush_timeout_ms: Some(10_000),
             cache_bytes: Some(256 << 20),
-            checkpoint_bytes: Some(32 << 20),
+            checkpoint_bytes: Some(CHECKPOINT_BYTES),
             checkpoint_interval_ms: Some(milliseconds(timing.checkpoint_interval)),
-            log_tail_bytes: Some(256 << 20),
-            log_pin_bytes: Some(1 << 30),
+            log_tail_bytes: Some(LOG_TAIL_BYTES),
+            log_pin_bytes: Some(LOG_PIN_BYTES),
             ..Self::default()
         }
     }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use onlyonce_wire::authority::Member;
 use onlyonce_wire::limits as wire;
 
-use crate::limits::APPEND_BYTES_MAX;
+use crate::limits::{
+    APPEND_BYTES_MAX, CHECKPOINT_BYTES, LOG_PIN_BYTES, LOG_TAIL_BYTES, PIECE_BYTES,
+};
 
 /// How a node runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,27 @@ pub struct Config {
     /// The rule that this node breaks.
     #[cfg(feature = "mutations")]
     pub broken: Option<crate::Rule>,
+}
+
+impl Config {
+    /// The defaults of production; a cluster of tests or simulation names what it has otherwise.
+    #[must_use]
+    pub fn new(me: Member, mode: Mode, seed: u128) -> Self {
+        Self {
+            me,
+            mode,
+            min_copies: 1,
+            timing: Timing::default(),
+            seed,
+            log_tail_bytes: LOG_TAIL_BYTES,
+            log_pin_bytes: LOG_PIN_BYTES,
+            piece_bytes: PIECE_BYTES,
+            checkpoint_bytes: CHECKPOINT_BYTES,
+            limits: Limits::default(),
+            #[cfg(feature = "mutations")]
+            broken: None,
+        }
+    }
 }
 
 /// Bounds that are met sooner when they are tighter. None may be above its default, which the

@@ -12,6 +12,7 @@
 //! - `members` → who belongs to the primary's view,
 //! - `follower` → a backup's or learner's side of it,
 //! - `progress` → what the primary knows of one follower,
+//! - `snapshot` → a learner that the log cannot feed,
 //! - `views` → the start, and following the register,
 //! - `proposal` → changing it,
 //! - `recovery` → a restarted primary,
@@ -53,7 +54,7 @@ mod views;
 
 pub use config::{Config, DRIFT_PER_MILLE, Limits, Mode, Timing};
 pub use event::{Effect, Event, Moment, ProposalResult, ReadId, ReplyTo};
-pub use limits::PIECE_BYTES;
+pub use limits::{CHECKPOINT_BYTES, LOG_PIN_BYTES, LOG_TAIL_BYTES, PIECE_BYTES};
 pub use marks::{Mark, Marks};
 pub use message::{FeedId, PeerHello, PeerMessage, Piece, Position, SnapshotId};
 #[cfg(feature = "mutations")]

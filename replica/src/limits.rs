@@ -20,6 +20,12 @@ pub(crate) const REMEMBERED_MAX: usize = 64;
 pub(crate) const APPEND_BYTES_MAX: usize = 1 << 20;
 /// About how many bytes a piece of a snapshot has: what the primary reads at a time.
 pub const PIECE_BYTES: usize = 256 << 10;
+/// How many bytes of records below the checkpoint stay in the log, unless configured otherwise.
+pub const LOG_TAIL_BYTES: usize = 256 << 20;
+/// How many stay while a learner needs them, unless configured otherwise.
+pub const LOG_PIN_BYTES: usize = 1 << 30;
+/// How many committed bytes make a checkpoint due, unless configured otherwise.
+pub const CHECKPOINT_BYTES: usize = 32 << 20;
 /// The most bytes of a message beside its records.
 const MESSAGE_HEADER_BYTES: usize = 4 << 10;
 /// The most bytes of an entry's duplicate rows beside the reply: the session's row, and the deletion
@@ -53,5 +59,9 @@ const _: () = {
     assert!(
         IN_FLIGHT_BYTES_MAX + storage::RECORD_BYTES_MAX < storage::OVERLAY_BYTES_MAX,
         "what is in flight and one more record fit the overlay"
+    );
+    assert!(
+        CHECKPOINT_BYTES < storage::OVERLAY_BYTES_MAX,
+        "a checkpoint is due before the overlay is full"
     );
 };

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use onlyonce_replica::{Config, Effect, Event, Limits, Mode, Moment, Replica, ReplyTo, Timing};
+use onlyonce_replica::{Config, Effect, Event, Mode, Moment, Replica, ReplyTo, Timing};
 use onlyonce_storage::engine::memory::MemoryDisk;
 use onlyonce_storage::{Checkpointer, LogWriter, Options, open};
 use onlyonce_wire::authority::Member;
@@ -37,20 +37,7 @@ impl Solo {
         let opened = open(disk.disk(), &Options::new(7)).expect("opens");
         let (store, name, none) = (StoreId(7), "n1".to_owned(), String::new());
         let me = Member { store, name, client_address: none.clone(), peer_address: none };
-        let config = Config {
-            me,
-            mode: Mode::Lone,
-            min_copies: 1,
-            timing: Timing::default(),
-            seed: 1,
-            log_tail_bytes: 1 << 20,
-            log_pin_bytes: 1 << 30,
-            piece_bytes: 1 << 10,
-            checkpoint_bytes: 1 << 20,
-            limits: Limits::default(),
-            #[cfg(feature = "mutations")]
-            broken: None,
-        };
+        let config = Config { checkpoint_bytes: 1 << 20, ..Config::new(me, Mode::Lone, 1) };
         let now = Moment(1_000_000_000);
         let (replica, effects) =
             Replica::new(config, opened.state, &opened.state_bytes, now).expect("starts");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use onlyonce_replica::{
     Config, Effect, Event, FeedId, Mode, Moment, PeerMessage, Piece, Position, ProposalResult,
-    ReadId, Replica, ReplyTo, SnapshotId, Timing,
+    ReadId, Replica, ReplyTo, SnapshotId,
 };
 use onlyonce_storage::engine::memory::MemoryDisk;
 use onlyonce_storage::{
@@ -75,19 +75,11 @@ impl Node {
     }
 
     fn with(opened: Opened, number: u128, register: Versioned, swaps: bool) -> Self {
+        let mode = Mode::Cluster { bootstrap: true };
         let config = Config {
-            me: member(number),
-            mode: Mode::Cluster { bootstrap: true },
-            min_copies: 1,
-            timing: Timing::default(),
-            seed: number,
             log_tail_bytes: 0,
-            log_pin_bytes: 1 << 30,
             piece_bytes: 1 << 10,
-            checkpoint_bytes: 1 << 28,
-            limits: onlyonce_replica::Limits::default(),
-            #[cfg(feature = "mutations")]
-            broken: None,
+            ..Config::new(member(number), mode, number)
         };
         let now = Moment(1_000_000_000);
         let (replica, effects) =

@@ -160,11 +160,8 @@ impl Node {
             _ => Mode::Cluster { bootstrap: self.at == 0 },
         };
         let config = Config {
-            me: self.member(),
-            mode,
             min_copies: plan.min_copies,
             timing: timing(plan),
-            seed,
             log_tail_bytes: plan.log_tail_bytes,
             log_pin_bytes: plan.log_pin_bytes,
             piece_bytes: plan.piece_bytes,
@@ -172,6 +169,7 @@ impl Node {
             limits: plan.limits,
             #[cfg(feature = "mutations")]
             broken: plan.broken,
+            ..Config::new(self.member(), mode, seed)
         };
         let moment = self.clock.show(now);
         let (replica, effects) = Replica::new(config, opened.state, &opened.state_bytes, moment)

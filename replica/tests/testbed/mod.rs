@@ -167,18 +167,11 @@ impl Testbed {
         let timing =
             Timing { checkpoint_interval: Duration::from_millis(300), ..Timing::default() };
         let config = Config {
-            me: node.member.clone(),
-            mode,
-            min_copies: 1,
             timing,
-            seed,
             log_tail_bytes: 1 << 20,
-            log_pin_bytes: 1 << 30,
             piece_bytes: 1 << 10,
             checkpoint_bytes: 4_000,
-            limits: onlyonce_replica::Limits::default(),
-            #[cfg(feature = "mutations")]
-            broken: None,
+            ..Config::new(node.member.clone(), mode, seed)
         };
         let (replica, effects) =
             Replica::new(config, opened.state, &opened.state_bytes, self.now).expect("starts");
