@@ -107,12 +107,11 @@ impl Replica {
                 self.marks.hit(Mark::SessionWithoutLease);
                 Verdict::AskAgain
             }
-            verdict => {
-                if matches!(verdict, Verdict::Known { .. }) {
-                    self.marks.hit(Mark::SessionOpenedAgain);
-                }
+            Verdict::Known { .. } => {
+                self.marks.hit(Mark::SessionOpenedAgain);
                 verdict
             }
+            Verdict::New | Verdict::NotNow(_) | Verdict::AskAgain => verdict,
         };
         let opened = Answer::Opened { opened_at: onlyonce_wire::OpenedAt(index.0) };
         self.settle(from, verdict, opened, effects)
@@ -154,7 +153,7 @@ impl Replica {
         let fingerprint = Fingerprint::of(&operation);
         let table = self.role.open_table();
         let mut verdict = table.look_up(&self.state, self.now, &id, fingerprint)?;
-        if is_expired(&verdict) && self.breaks(Rule::SessionReopened) {
+        if self.breaks(Rule::SessionReopened) && is_expired(&verdict) {
             self.role.open_table().reopen(&id, self.now);
             verdict = Verdict::New;
         }
@@ -255,8 +254,8 @@ impl Replica {
 }
 
 fn is_expired(verdict: &Verdict) -> bool {
-    let expired = Answer::Refused(Refusal::SessionExpired);
-    matches!(verdict, Verdict::Known { answer, .. } if *answer == expired)
+    let Verdict::Known { answer, .. } = verdict else { return false };
+    matches!(answer, Answer::Refused(Refusal::SessionExpired))
 }
 
 fn decode_operation(bytes: &[u8]) -> Result<Operation, Refusal> {
