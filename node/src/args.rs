@@ -26,7 +26,8 @@ const SERVE_AFTER: &str = "\
 A setting comes from its flag, else from ONCED_<KEY> in the environment (ONCED_LISTEN, ...), else
 from the TOML file given with --config, else from its default. File and environment also know
 heartbeat_ms, lease_ms, grace_ms, append_timeout_ms, flush_timeout_ms, session_idle_ms, cache_bytes,
-checkpoint_bytes, checkpoint_interval_ms, log_tail_bytes, log_pin_bytes, advertise_client and advertise_peer.
+checkpoint_bytes, checkpoint_interval_ms, log_tail_bytes, log_pin_bytes, advertise_client and
+advertise_peer.
 ONCED_LOG filters the log (default: info).
 
 Example:

@@ -3,13 +3,14 @@
 //! never read while they are folded. It also drops folded generations: freeing all their rows takes
 //! longer than the core may be held up.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use bytes::Bytes;
 use onlyonce_replica::{Event, PIECE_BYTES, SnapshotId};
-use onlyonce_storage::{Checkpointer, Cursor, Entry, Generation, Incoming, Mark, OpenError};
+use onlyonce_storage::{Checkpointer, Cursor, Entry, Generation, Incoming, Mark};
 use tokio::sync::Notify;
 
 use crate::core_thread::CoreQueue;
@@ -53,17 +54,17 @@ impl CheckpointThread {
                 Work::Release(generation) => drop(generation),
                 Work::ReadRows { id, from } => self.read_rows(id, &from),
                 Work::Receive { id, number, entry } => {
-                    self.receive(&mut incoming, number, &entry)
-                        .unwrap_or_else(|error| exit::stop(&format!("a snapshot failed: {error}")));
-                    self.counters.snapshot_bytes_received.add(entry.bytes() as u64);
+                    if number == 0 {
+                        // The files of an earlier attempt are removed: nobody may have them open.
+                        drop(incoming.take());
+                        incoming = Some(self.begin_incoming());
+                    }
+                    self.receive(incoming.as_mut().expect("piece 0 came first"), &entry);
                     self.core.send(Event::Received { id, number });
                 }
                 Work::Install { end, state } => {
-                    let built = incoming.take().expect("piece 0 came first");
-                    if let Err(error) = built.finish(end, state) {
-                        exit::stop(&format!("a snapshot could not be installed: {error}"));
-                    }
-                    self.replaced.notify_one();
+                    let incoming = incoming.take().expect("piece 0 came first");
+                    self.install(incoming, end, state);
                 }
             }
             drop(underway);
@@ -72,36 +73,35 @@ impl CheckpointThread {
 
     fn fold(&self, generation: &Generation) {
         let began = Instant::now();
-        if let Err(error) = self.checkpointer.fold(generation) {
-            exit::stop(&format!("a checkpoint failed: {error}"));
-        }
+        done(self.checkpointer.fold(generation), "a checkpoint failed");
         self.counters.checkpoints.add(1);
         tracing::debug!("a checkpoint took {} ms", began.elapsed().as_millis());
         self.core.send(Event::Checkpointed);
     }
 
     fn read_rows(&self, id: SnapshotId, from: &Cursor) {
-        match self.checkpointer.read_rows(from, PIECE_BYTES) {
-            Ok(rows) => {
-                self.counters.snapshot_bytes_read.add(rows.entry.bytes() as u64);
-                self.core.send(Event::RowsRead { id, rows });
-            }
-            Err(error) => exit::stop(&format!("the rows of a snapshot cannot be read: {error}")),
-        }
+        let rows = self.checkpointer.read_rows(from, PIECE_BYTES);
+        let rows = done(rows, "the rows of a snapshot cannot be read");
+        self.counters.snapshot_bytes_read.add(rows.entry.bytes() as u64);
+        self.core.send(Event::RowsRead { id, rows });
     }
 
-    fn receive(
-        &self,
-        incoming: &mut Option<Incoming>,
-        number: u64,
-        entry: &Entry,
-    ) -> Result<(), OpenError> {
-        if number == 0 {
-            // The files of an earlier attempt are removed: nobody may have them open.
-            *incoming = None;
-            *incoming = Some(self.checkpointer.begin_incoming()?);
-        }
-        let incoming = incoming.as_mut().expect("piece 0 came first");
-        Ok(incoming.fold(entry)?)
+    fn begin_incoming(&self) -> Incoming {
+        done(self.checkpointer.begin_incoming(), "the store of a snapshot cannot be made")
     }
+
+    fn receive(&self, incoming: &mut Incoming, entry: &Entry) {
+        done(incoming.fold(entry), "a piece of a snapshot cannot be written");
+        self.counters.snapshot_bytes_received.add(entry.bytes() as u64);
+    }
+
+    fn install(&self, incoming: Incoming, end: Mark, state: Bytes) {
+        done(incoming.finish(end, state), "a snapshot cannot be installed");
+        self.replaced.notify_one();
+    }
+}
+
+/// What the disk gave; if it failed, the process stops.
+fn done<T>(result: Result<T, impl Display>, failure: &str) -> T {
+    result.unwrap_or_else(|error| exit::stop(&format!("{failure}: {error}")))
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use onlyonce_replica::{Config, Effect, Mode, PIECE_BYTES, Replica};
+use onlyonce_replica::{Config, Effect, Mode, Replica};
 use onlyonce_storage::{Checkpointer, LogWriter, Opened, Options};
 use onlyonce_wire::StoreId;
 use onlyonce_wire::authority::Member;
@@ -42,8 +42,8 @@ use crate::watchdog::{self, Watched};
 const DRAIN: Duration = Duration::from_secs(2);
 /// The threads of a runtime for sockets.
 pub const WORKERS: usize = 2;
-/// How many times `flush_timeout` a whole checkpoint may take.
-const FOLD_FLUSHES: u32 = 30;
+/// How many times `flush_timeout` one work of the checkpoint thread may take.
+const WORK_FLUSHES: u32 = 30;
 
 /// Runs a node until SIGTERM or SIGINT.
 pub fn run(config: &ServeConfig) -> Result<(), ExitError> {
@@ -327,16 +327,12 @@ fn replica_config(config: &ServeConfig, me: Member) -> Config {
         None => Mode::Lone,
     };
     Config {
-        me,
-        mode,
         min_copies: config.min_copies,
         timing: config.timing,
-        seed: rand::random(),
         log_tail_bytes: config.log_tail_bytes,
         log_pin_bytes: config.log_pin_bytes,
-        piece_bytes: PIECE_BYTES,
         checkpoint_bytes: config.checkpoint_bytes,
-        limits: onlyonce_replica::Limits::default(),
+        ..Config::new(me, mode, rand::random())
     }
 }
 
@@ -384,12 +380,12 @@ fn start_disk_threads(
 ) -> Result<DiskThreads, ExitError> {
     let log_watched = Watched::new("log", config.flush_timeout);
     // A checkpoint is many flushes, with pauses; its disk is the log's, which is watched closely.
-    let fold_watched = Watched::new("checkpoint", config.flush_timeout * FOLD_FLUSHES);
-    let watched = [Arc::downgrade(&log_watched), Arc::downgrade(&fold_watched)];
+    let work_watched = Watched::new("checkpoint", config.flush_timeout * WORK_FLUSHES);
+    let watched = [Arc::downgrade(&log_watched), Arc::downgrade(&work_watched)];
     let (core, counters) = (Arc::clone(&common.core), Arc::clone(&common.counters));
     let Tables { checkpointer, work, replaced } = tables;
     let checkpoint = spawn("checkpoint", move || {
-        CheckpointThread { checkpointer, work, core, counters, watched: fold_watched, replaced }
+        CheckpointThread { checkpointer, work, core, counters, watched: work_watched, replaced }
             .run();
     })?;
     let (core, counters) = (Arc::clone(&common.core), Arc::clone(&common.counters));

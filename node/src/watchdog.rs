@@ -1,5 +1,5 @@
-//! Stops the process when a flush takes longer than a flush may: a disk that hangs must not leave
-//! a node that looks alive (P6).
+//! Stops the process when a thread is at work with the disk for longer than it may be: a disk that
+//! hangs must not leave a node that looks alive (P6).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
