@@ -10,13 +10,12 @@ use rand::Rng;
 
 use crate::ledger::Finding;
 use crate::node::{Node, Started};
-use crate::plan::Faults;
 use crate::tally::Sight;
 use crate::time::{MILLISECOND, SECOND, Span};
 use crate::world::{Happening, TICK, World};
 
 /// What can go wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     /// A process ends; what it did not flush is lost, or not.
     Crash,
@@ -42,42 +41,6 @@ pub enum Fault {
     Fail,
     /// A process ends, and a bit flips on its disk.
     Rot,
-}
-
-impl Fault {
-    /// Every fault.
-    pub const ALL: [Self; 12] = [
-        Self::Crash,
-        Self::Blackout,
-        Self::Partition,
-        Self::Isolate,
-        Self::Pause,
-        Self::Outage,
-        Self::Empty,
-        Self::ClientCrash,
-        Self::Slow,
-        Self::Hang,
-        Self::Fail,
-        Self::Rot,
-    ];
-
-    /// The mean time between two of this kind; zero for never.
-    pub fn mean(self, faults: &Faults) -> Span {
-        match self {
-            Self::Crash => faults.crash,
-            Self::Blackout => faults.blackout,
-            Self::Partition => faults.partition,
-            Self::Isolate => faults.isolate,
-            Self::Pause => faults.pause,
-            Self::Outage => faults.outage,
-            Self::Empty => faults.empty,
-            Self::ClientCrash => faults.client_crash,
-            Self::Slow => faults.slow,
-            Self::Hang => faults.hang,
-            Self::Fail => faults.fail,
-            Self::Rot => faults.rot,
-        }
-    }
 }
 
 impl World {
@@ -137,7 +100,7 @@ impl World {
             Fault::Fail => self.order_failure(node),
             Fault::Rot => self.rot(node, while_),
         }
-        let mean = fault.mean(&self.plan.faults);
+        let mean = self.plan.faults[&fault];
         let after = self.rng.random_range(0..2 * mean);
         self.agenda.schedule(after, Happening::Fault(fault));
     }

@@ -5,6 +5,7 @@
 //! that follow from the seed; after every step the invariants are checked against what really
 //! happened, and at the end the world heals, comes to rest, and is audited.
 //!
+//! - `run` → seeds, and how those end that find something,
 //! - `plan` → what a seed makes of the world,
 //! - `world` → the agenda, and a step of a node,
 //! - `travel` → messages, answers, flushes, the authority, requests,

@@ -1,5 +1,7 @@
 //! How long nothing commits when one thing fails in a world that is otherwise well.
 
+use std::collections::BTreeMap;
+
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -128,7 +130,7 @@ impl Plan {
             stalled_per_mille: 0,
             probe_per_mille: 0,
             rest_per_mille: 0,
-            faults: crate::plan::Faults::default(),
+            faults: BTreeMap::new(),
             duration: AWAY,
             min_copies: 1,
             session_idle: AWAY,

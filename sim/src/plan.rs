@@ -3,12 +3,14 @@
 //! Each seed draws its own probabilities, many of them zero: worlds that are unkind in one way only
 //! reach states that an average of all faults never does ("swarm testing", Groce et al. 2012).
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use onlyonce_replica::Limits;
 use rand::Rng;
 use rand::rngs::StdRng;
 
+use crate::faults::Fault;
 use crate::run::Trial;
 use crate::time::{MILLISECOND, SECOND, Span};
 
@@ -50,8 +52,8 @@ pub struct Plan {
     pub rest_per_mille: u32,
     /// Whether some values are longer than a row of the tables may be.
     pub long_values: bool,
-    /// The mean time between faults of each kind; zero for never.
-    pub faults: Faults,
+    /// The mean time between two faults of each kind that happens.
+    pub faults: BTreeMap<Fault, Span>,
     /// Clocks run faster or slower by up to so many parts in a thousand.
     pub drift_per_mille: u32,
     /// How many committed bytes make a checkpoint due.
@@ -73,35 +75,22 @@ pub struct Plan {
     pub broken: Option<onlyonce_replica::Rule>,
 }
 
-/// The mean times between faults; zero for never.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Faults {
-    /// A process is killed; what it wrote stays or is lost.
-    pub crash: Span,
-    /// All nodes lose power at once.
-    pub blackout: Span,
-    /// Messages from one node to another, or to the authority, are lost for a while, in one direction
-    /// or both.
-    pub partition: Span,
-    /// A process stands still for a while.
-    pub pause: Span,
-    /// The authority answers nobody for a while.
-    pub outage: Span,
-    /// A disk is emptied.
-    pub empty: Span,
-    /// A client forgets everything.
-    pub client_crash: Span,
-    /// A disk is slow for a while.
-    pub slow: Span,
-    /// A disk completes nothing for a while.
-    pub hang: Span,
-    /// A write fails, and the process stops.
-    pub fail: Span,
-    /// A bit flips on the disk of a process that is down.
-    pub rot: Span,
-    /// The node that leads is cut off from all others, and mostly from the authority too.
-    pub isolate: Span,
-}
+/// Every fault: one world in so many has it, with a mean time of up to so many milliseconds between
+/// two.
+const FAULTS: [(Fault, u32, u64); 12] = [
+    (Fault::Crash, 2, 4_000),
+    (Fault::Blackout, 6, 10_000),
+    (Fault::Partition, 2, 4_000),
+    (Fault::Pause, 3, 4_000),
+    (Fault::Outage, 4, 6_000),
+    (Fault::Empty, 3, 5_000),
+    (Fault::ClientCrash, 4, 6_000),
+    (Fault::Slow, 3, 4_000),
+    (Fault::Hang, 4, 5_000),
+    (Fault::Fail, 5, 5_000),
+    (Fault::Rot, 6, 6_000),
+    (Fault::Isolate, 2, 4_000),
+];
 
 impl Plan {
     /// The plan of a seed.
@@ -116,27 +105,13 @@ impl Plan {
         let (repeated_per_mille, stalled_per_mille) = (sometimes(2, 40), sometimes(4, 5));
         let (drift_per_mille, probe_per_mille) = (sometimes(2, 9), sometimes(2, 60));
         let (late_swap_per_mille, die_proposing_per_mille) = (sometimes(3, 400), sometimes(4, 200));
-        let mut mean = |one_in: u32, milliseconds: u64| {
+        let mut faults = BTreeMap::new();
+        for (fault, one_in, milliseconds) in FAULTS {
             if rng.random_ratio(1, one_in) {
-                rng.random_range(milliseconds / 4..milliseconds) * MILLISECOND
-            } else {
-                0
+                let mean = rng.random_range(milliseconds / 4..milliseconds) * MILLISECOND;
+                faults.insert(fault, mean);
             }
-        };
-        let faults = Faults {
-            crash: mean(2, 4_000),
-            blackout: mean(6, 10_000),
-            partition: mean(2, 4_000),
-            pause: mean(3, 4_000),
-            outage: mean(4, 6_000),
-            empty: mean(3, 5_000),
-            client_crash: mean(4, 6_000),
-            slow: mean(3, 4_000),
-            hang: mean(4, 5_000),
-            fail: mean(5, 5_000),
-            rot: mean(6, 6_000),
-            isolate: mean(2, 4_000),
-        };
+        }
         let mut tight = |one_in: u32, bound: Range<u64>, default: u64| {
             if rng.random_ratio(1, one_in) { rng.random_range(bound) } else { default }
         };

@@ -139,12 +139,9 @@ impl World {
         for client in 0..self.clients.len() {
             self.agenda.schedule(MILLISECOND, Happening::Client { client });
         }
-        for fault in Fault::ALL {
-            let mean = fault.mean(&self.plan.faults);
-            if mean > 0 {
-                let after = self.rng.random_range(0..2 * mean);
-                self.agenda.schedule(after, Happening::Fault(fault));
-            }
+        for (fault, mean) in &self.plan.faults {
+            let after = self.rng.random_range(0..2 * mean);
+            self.agenda.schedule(after, Happening::Fault(*fault));
         }
         self.agenda.schedule(self.plan.duration, Happening::Heal);
     }

@@ -6,7 +6,8 @@ use onlyonce_sim::{Mishap, longest_outage};
 
 const SEEDS: u64 = 40;
 
-/// The longest time without a commit, by what fails. `docs/replication.md` promises these bounds.
+/// How long nothing may commit, by what fails: some more than the times that `docs/replication.md`
+/// tells of.
 fn bound(mishap: Mishap) -> Duration {
     let milliseconds = match mishap {
         Mishap::PrimaryDies | Mishap::PrimaryPauses | Mishap::PrimaryCutOff => 1_100,
@@ -17,6 +18,7 @@ fn bound(mishap: Mishap) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
+/// Whatever fails, commits go on within its bound, from every seed.
 #[test]
 fn every_outage_is_bounded() {
     println!(
@@ -46,5 +48,5 @@ fn every_outage_is_bounded() {
             late.push(format!("{name}, seed {seed}: {longest:?}"));
         }
     }
-    assert!(late.is_empty(), "longer than promised: {late:?}");
+    assert!(late.is_empty(), "longer than their bounds: {late:?}");
 }
