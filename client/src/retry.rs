@@ -147,7 +147,7 @@ impl Drop for Progress {
 
 impl Cluster {
     /// Sends `request` until it has an answer that means something: a result, or a refusal that is
-    /// not just "later" or "not this copy".
+    /// not just "later" or "not this copy". In a session a "later" is passed on, after the wait.
     pub(crate) async fn call(
         self: &Arc<Self>,
         request: &[u8],
@@ -213,29 +213,17 @@ impl Cluster {
             }
             Answer::Refused(refusal) => {
                 progress.did_nothing();
-                let later = match refusal.consequence() {
+                let consequence = refusal.consequence();
+                let again = match consequence {
                     Consequence::TryLater => true,
                     Consequence::ThisCopy => progress.exposed,
                     Consequence::NeverRuns | Consequence::IdVoid => false,
                 };
-                if later {
-                    progress.reports.set(&node.address, refusal.to_string());
-                    let failures = progress.deferred;
-                    progress.deferred += 1;
-                    if progress.deferred.is_multiple_of(DEFERRED_MAX) {
-                        self.leave(node);
-                    }
-                    let pause = sleep(jitter(failures, BACKOFF_MAX));
-                    let Some(ticket) = &progress.ticket else {
-                        pause.await;
-                        return Ok(None);
-                    };
-                    tokio::select! {
-                        () = pause => {}
-                        () = ticket.registration.seen.notified() => {}
-                    }
-                    let is_late = refusal.consequence() == Consequence::TryLater;
-                    return Ok(is_late.then_some(Answer::Refused(refusal)));
+                if again {
+                    self.defer(node, &refusal, progress).await;
+                    // Passed on, so that the next copy goes out with the newest watermark.
+                    let renewed = progress.ticket.is_some() && consequence == Consequence::TryLater;
+                    return Ok(renewed.then_some(Answer::Refused(refusal)));
                 }
                 self.served(node, progress);
                 return Ok(Some(Answer::Refused(refusal)));
@@ -249,6 +237,21 @@ impl Cluster {
         }
         self.served(node, progress);
         Ok(Some(answer))
+    }
+
+    /// Waits before the next copy, at most until the session's watermark rises.
+    async fn defer(&self, node: &Arc<Node>, refusal: &Refusal, progress: &mut Progress) {
+        progress.reports.set(&node.address, refusal.to_string());
+        let pause = sleep(jitter(progress.deferred, BACKOFF_MAX));
+        progress.deferred += 1;
+        if progress.deferred.is_multiple_of(DEFERRED_MAX) {
+            self.leave(node);
+        }
+        let Some(ticket) = &progress.ticket else { return pause.await };
+        tokio::select! {
+            () = pause => {}
+            () = ticket.watermark_rises() => {}
+        }
     }
 
     fn served(&self, node: &Arc<Node>, progress: &Progress) {

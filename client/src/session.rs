@@ -37,8 +37,8 @@ pub(crate) struct Registration {
     window: Mutex<Window>,
     /// Wakes one waiter for each seq that became free, and all of them on retirement.
     room: Notify,
-    /// Told once for each seq by which the watermark rises: the server may have room again.
-    pub(crate) seen: Notify,
+    /// Told once for each seq by which the watermark rises.
+    rises: Notify,
     /// Whether to close the session when nothing refers to it any more.
     close: AtomicBool,
     keeper: mpsc::UnboundedSender<Errand>,
@@ -173,12 +173,17 @@ impl Ticket {
         self.first_unacked = Seq(self.registration.lock().first_unacked);
     }
 
+    /// Ends when the session's watermark has risen: the server may have room again.
+    pub(crate) async fn watermark_rises(&self) {
+        self.registration.rises.notified().await;
+    }
+
     /// The request's fate is known, and no copy of it can run any more: its reply may be forgotten.
     pub(crate) fn settle(self) {
         let rose = self.registration.lock().settle(self.seq);
         for _ in 0..rose {
             self.registration.room.notify_one();
-            self.registration.seen.notify_one();
+            self.registration.rises.notify_one();
         }
     }
 
@@ -287,7 +292,7 @@ impl Sessions {
                 retired: false,
             }),
             room: Notify::new(),
-            seen: Notify::new(),
+            rises: Notify::new(),
             close: AtomicBool::new(true),
             keeper: self.keeper(cluster).clone(),
         });
