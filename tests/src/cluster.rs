@@ -472,6 +472,12 @@ impl Cluster {
         self.nodes.iter().map(|node| node.client_address().to_string()).collect()
     }
 
+    /// The same, for connections made by hand.
+    #[must_use]
+    pub fn sockets(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().map(Node::client_address).collect()
+    }
+
     /// The place of the node that serves at the moment.
     ///
     /// # Errors

@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use onlyonce_tests::cluster::{BOUND, Environment};
-use onlyonce_tests::wait::{moment, wait_for};
-use onlyonce_tests::{Cluster, Workload, WorkloadConfig, audit, seed};
+use onlyonce_tests::cluster::Environment;
+use onlyonce_tests::wait::moment;
+use onlyonce_tests::{Cluster, Load};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -117,41 +117,31 @@ fn happen(mishap: Mishap, cluster: &mut Cluster, random: &mut StdRng) {
 
 #[track_caller]
 fn run(test: &str, nodes: usize, environment: Environment, share: u64) {
-    let mut random = seed::rng(test);
     let mut cluster = Cluster::start(nodes, environment);
-    let config = WorkloadConfig::new(cluster.addresses(), random.random());
-    let workload = Workload::start(config.clone());
+    let mut load = Load::start(test, cluster.addresses());
     let seconds = std::env::var("ONCE_CHAOS_SECONDS").ok().and_then(|text| text.parse().ok());
     let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(share));
     let mut mishaps = 0;
     while Instant::now() < end {
-        let mishap = *MISHAPS.choose(&mut random).expect("some");
-        println!("{test}: {mishap:?} after {} requests", workload.acknowledged());
-        happen(mishap, &mut cluster, &mut random);
+        let mishap = *MISHAPS.choose(&mut load.random).expect("some");
+        println!("{test}: {mishap:?} after {} requests", load.acknowledged());
+        happen(mishap, &mut cluster, &mut load.random);
         mishaps += 1;
         // Half of them hit a cluster that still recovers from the one before.
-        if random.random() {
+        if load.random.random() {
             cluster.wait_whole();
-            let wanted = workload.acknowledged() + 50;
-            wait_for("acknowledged requests", BOUND, || match workload.acknowledged() {
-                enough if enough >= wanted => Ok(()),
-                few => Err(format!("{few} of {wanted}")),
-            });
+            load.progress(50);
         }
     }
     cluster.wait_whole();
-    let ledger = workload.finish(BOUND);
-    let report = audit::audit(&config, &ledger).expect("everything can be read");
-    println!("{mishaps} mishaps\n{report}");
-    report.assert_clean();
-    assert_eq!(report.unresolved, 0, "clients retry without limit, so all are answered");
+    println!("{mishaps} mishaps");
+    let finished = load.finish();
     let primary = cluster.wait_whole();
-    let view = cluster.nodes[primary].status().expect("it runs");
+    println!("the audit again, without {}", cluster.nodes[primary].name());
     cluster.nodes[primary].kill();
     // What the audit read from one replica is on the others too.
     cluster.wait_primary();
-    let report = audit::audit(&config, &ledger).expect("everything can be read");
-    assert!(report.is_clean(), "without {}\n{report}", view.name);
+    finished.audit();
 }
 
 /// Two nodes, whose log keeps everything: an emptied one is fed from the first record on.

@@ -14,10 +14,6 @@ use onlyonce_wire::{IdempotencyKey, OpenedAt, Seq, Session, SessionId, codec};
 const EAGER_CHECKPOINTS: Environment =
     &[("ONCED_CHECKPOINT_BYTES", "65536"), ("ONCED_CHECKPOINT_INTERVAL_MS", "50")];
 
-fn sockets(cluster: &Cluster) -> Vec<SocketAddr> {
-    cluster.nodes.iter().map(onlyonce_tests::Node::client_address).collect()
-}
-
 /// Some requests that were executed once, and what they were answered.
 struct Executed {
     requests: Vec<(Request, bytes::Bytes)>,
@@ -75,7 +71,7 @@ fn replies_survive_a_restart() {
 #[test]
 fn replies_survive_a_failover() {
     let mut cluster = Cluster::start(2, &[]);
-    let nodes = sockets(&cluster);
+    let nodes = cluster.sockets();
     let executed = Executed::new(&nodes, "n");
     let primary = cluster.wait_primary();
     cluster.nodes[primary].kill();
@@ -92,7 +88,7 @@ fn replies_survive_a_failover() {
 #[test]
 fn a_late_original_changes_nothing() {
     let mut cluster = Cluster::start(2, &[]);
-    let nodes = sockets(&cluster);
+    let nodes = cluster.sockets();
     let session = RawSession::open(&nodes);
     let ten = session.request(1, 1, &put("x", "10"));
     let twenty = session.request(2, 1, &put("x", "20"));
@@ -140,7 +136,7 @@ fn a_late_original_changes_nothing() {
 #[test]
 fn duplicates_survive_checkpoint_restart_failover_and_catch_up() {
     let mut cluster = Cluster::start(2, EAGER_CHECKPOINTS);
-    let nodes = sockets(&cluster);
+    let nodes = cluster.sockets();
     let executed = Executed::new(&nodes, "n");
     for node in &cluster.nodes {
         let all = node.status().expect("it runs").prepared;
@@ -170,7 +166,7 @@ fn duplicates_survive_checkpoint_restart_failover_and_catch_up() {
 #[test]
 fn the_same_id_opens_the_same_session() {
     let mut cluster = Cluster::start(2, &[]);
-    let nodes = sockets(&cluster);
+    let nodes = cluster.sockets();
     let session = RawSession::open(&nodes);
     let again = || RawSession::open_id(&nodes, session.session.id).session;
     assert_eq!(again(), session.session);

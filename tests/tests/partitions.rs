@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use onlyonce_tests::wait::moment;
-use onlyonce_tests::{Cluster, Load, Node, Register, Status, seed};
+use onlyonce_tests::{Cluster, Load, Register, Status, seed};
 use rand::Rng;
 
 /// Cuts the traffic between two nodes, both ways, or lets it through again.
@@ -36,7 +36,7 @@ fn a_paused_primary_comes_back_as_a_follower() {
 #[test]
 fn a_paused_primary_answers_no_stale_read() {
     let mut cluster = Cluster::start(2, &[]);
-    let nodes: Vec<_> = cluster.nodes.iter().map(Node::client_address).collect();
+    let nodes = cluster.sockets();
     let mut random = seed::rng("a_paused_primary_answers_no_stale_read");
     let register = Register::start(nodes.clone(), "register");
     for round in 0..10 {
@@ -89,8 +89,7 @@ fn a_partition_between_the_nodes_heals() {
 fn an_isolated_primary_is_replaced() {
     let cluster = Cluster::start(2, &[]);
     let load = Load::start("an_isolated_primary_is_replaced", cluster.addresses());
-    let nodes = cluster.nodes.iter().map(Node::client_address).collect();
-    let register = Register::start(nodes, "register");
+    let register = Register::start(cluster.sockets(), "register");
     for _ in 0..3 {
         let primary = cluster.wait_whole();
         load.progress(200);

@@ -210,16 +210,15 @@ fn parts(folder: &Path) -> Vec<&'static str> {
         .collect()
 }
 
-/// Copies a folder with all that is in it.
+/// Copies a file, or a folder with all that is in it.
 fn copy(from: &Path, to: &Path) {
+    if from.is_file() {
+        fs::copy(from, to).expect("a file");
+        return;
+    }
     fs::create_dir_all(to).expect("a folder");
     for entry in fs::read_dir(from).expect("a folder").flatten() {
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).expect("a file");
-        }
+        copy(&entry.path(), &to.join(entry.file_name()));
     }
 }
 
@@ -258,7 +257,6 @@ fn a_replacement_is_finished_or_removed() {
         fs::write(data.join("replace"), "").expect("a file");
         for (place, part) in parts.iter().enumerate() {
             let (built, target) = (data.join("incoming").join(part), data.join(part));
-            let source = new.join(part);
             let done = step.saturating_sub(3 * place);
             match done {
                 0 => {}
@@ -266,12 +264,7 @@ fn a_replacement_is_finished_or_removed() {
                 _ if target.is_dir() => fs::remove_dir_all(&target).expect("a folder"),
                 _ => fs::remove_file(&target).expect("a file"),
             }
-            let goes_to = if done >= 3 { target } else { built };
-            if source.is_dir() {
-                copy(&source, &goes_to);
-            } else {
-                fs::copy(source, goes_to).expect("a file");
-            }
+            copy(&new.join(part), if done >= 3 { &target } else { &built });
         }
         assert_opens(&data, "2", &format!("accepted, {step} steps"));
     }
@@ -281,12 +274,7 @@ fn a_replacement_is_finished_or_removed() {
         copy(if state == "1" { &old } else { &new }, &data);
         fs::create_dir(data.join("incoming")).expect("a folder");
         for part in &parts[..count] {
-            let (source, built) = (new.join(part), data.join("incoming").join(part));
-            if source.is_dir() {
-                copy(&source, &built);
-            } else {
-                fs::copy(source, built).expect("a file");
-            }
+            copy(&new.join(part), &data.join("incoming").join(part));
         }
         assert_opens(&data, state, &format!("{count} parts built"));
     }
@@ -368,7 +356,7 @@ fn clients_of_a_learner_get_no_wrong_answer() {
     cluster.nodes[third].start();
     // Clients that know nobody else.
     let load = Load::start("clients_of_a_learner_get_no_wrong_answer", vec![learner.to_string()]);
-    let nodes: Vec<_> = cluster.nodes.iter().map(Node::client_address).collect();
+    let nodes = cluster.sockets();
     let stop = AtomicBool::new(false);
     let seen = std::thread::scope(|scope| {
         let prober = scope.spawn(|| probe(learner, &nodes, &stop));

@@ -7,7 +7,7 @@ use onlyonce_client::{Client, Error};
 use onlyonce_tests::cluster::{BOUND, Environment};
 use onlyonce_tests::raw::{append, ask, executed, get};
 use onlyonce_tests::wait::{moment, wait_for};
-use onlyonce_tests::{Cluster, Load, Node, RawConnection, RawSession, Status};
+use onlyonce_tests::{Cluster, Load, RawConnection, RawSession, Status};
 use rand::Rng;
 use rand::seq::SliceRandom;
 
@@ -64,7 +64,7 @@ const LARGE: usize = 700_000;
 fn a_divergent_tail_is_cut() {
     let mut cluster = Cluster::start(3, PATIENT);
     let mut load = Load::start("a_divergent_tail_is_cut", cluster.addresses());
-    let nodes: Vec<_> = cluster.nodes.iter().map(Node::client_address).collect();
+    let nodes = cluster.sockets();
     let session = RawSession::open(&nodes);
     for round in 0..2 {
         let primary = cluster.wait_whole();
