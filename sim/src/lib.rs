@@ -36,5 +36,5 @@ mod witness;
 mod world;
 
 pub use outage::{Mishap, longest_outage};
-pub use run::{AT_REST, Failure, Trial, run, run_many, trace};
+pub use run::{AT_REST, Failure, Trial, run_many, trace};
 pub use tally::{Report, Sight};

@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     let mut failures: Vec<Box<Failure>> = Vec::new();
     let mut ended = 0;
     let all = seeds.end - seeds.start;
-    run_many(seeds, Trial::default(), |_, result| {
+    run_many(seeds, Trial::default(), |result| {
         ended += 1;
         match result {
             Ok(report) => sum.add(&report),

@@ -61,7 +61,7 @@ impl fmt::Display for Failure {
 }
 
 /// Runs a seed to its end. If it finds something, it is run again to show its end.
-pub fn run(seed: u64, trial: Trial) -> Result<Report, Box<Failure>> {
+fn run(seed: u64, trial: Trial) -> Result<Report, Box<Failure>> {
     let finding = match attempt(seed, trial, Timeline::Off) {
         (Ok(report), _) => return Ok(report),
         (Err(finding), _) => finding,
@@ -88,7 +88,7 @@ pub fn trace(seed: u64, trial: Trial) -> Result<Report, Box<Failure>> {
 pub fn run_many(
     seeds: Range<u64>,
     trial: Trial,
-    each: impl FnMut(u64, Result<Report, Box<Failure>>) -> bool + Send,
+    each: impl FnMut(Result<Report, Box<Failure>>) -> bool + Send,
 ) {
     let next = AtomicU64::new(seeds.start);
     let ended = AtomicBool::new(false);
@@ -101,7 +101,7 @@ pub fn run_many(
             }
             let result = run(seed, trial);
             let mut each = each.lock().unwrap_or_else(PoisonError::into_inner);
-            if !each(seed, result) {
+            if !each(result) {
                 ended.store(true, Ordering::Relaxed);
             }
         }

@@ -15,7 +15,7 @@ const SEEDS_MAX: u64 = 2_000;
 /// what counts is an invariant.
 fn notice(rule: Rule) -> Option<Box<Failure>> {
     let mut noticed: Vec<Box<Failure>> = Vec::new();
-    run_many(0..SEEDS_MAX, Trial { broken: Some(rule) }, |_, result| {
+    run_many(0..SEEDS_MAX, Trial { broken: Some(rule) }, |result| {
         noticed.extend(result.err().filter(|failure| failure.rule() != AT_REST));
         noticed.is_empty()
     });
@@ -44,7 +44,7 @@ fn every_broken_rule_is_noticed() {
     }
     let mut sum = Report::default();
     let mut found = Vec::new();
-    run_many(0..newest + 1, Trial { broken: None }, |_, result| {
+    run_many(0..newest + 1, Trial { broken: None }, |result| {
         match result {
             Ok(report) => sum.add(&report),
             Err(failure) => found.push(failure),

@@ -7,7 +7,7 @@ use onlyonce_sim::{Report, Sight, Trial, run_many};
 fn worlds_keep_their_promises() {
     let mut sum = Report::default();
     let mut failed = Vec::new();
-    run_many(0..100, Trial::default(), |_, result| {
+    run_many(0..100, Trial::default(), |result| {
         match result {
             Ok(report) => sum.add(&report),
             Err(failure) => failed.push(failure),
