@@ -17,6 +17,8 @@ use crate::{bench, status, txn};
 
 /// Whom to ask when nobody is named.
 const DEFAULT_NODE: &str = "127.0.0.1:7400";
+/// What to say of it when it does not answer.
+const DEFAULT_HINT: &str = " (the default; --nodes or ONCE_NODES names others)";
 
 /// Names nodes where `--nodes` does not.
 const NODES_VARIABLE: &str = "ONCE_NODES";
@@ -57,7 +59,8 @@ pub async fn patiently<T>(
                 Ok(status) => format!("{}, not serving", status.role.as_str()),
                 Err(error) => status::reason(&error),
             };
-            lines.push(format!("\n  {address}: {state}"));
+            let hint = if address == DEFAULT_NODE { DEFAULT_HINT } else { "" };
+            lines.push(format!("\n  {address}: {state}{hint}"));
         }
         lines.concat()
     };

@@ -17,6 +17,12 @@ pub enum ExitError {
     Runtime(String),
 }
 
+impl From<onlyonce_storage::OpenError> for ExitError {
+    fn from(error: onlyonce_storage::OpenError) -> Self {
+        Self::Runtime(error.to_string())
+    }
+}
+
 impl ExitError {
     /// Reports the error on standard error, in one line.
     pub fn report(&self) -> ExitCode {

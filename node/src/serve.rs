@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use onlyonce_replica::{Config, Effect, Mode, Replica};
-use onlyonce_storage::{Checkpointer, LogWriter, Opened, Options};
+use onlyonce_storage::{Checkpointer, LogWriter, OpenError, Opened, Options};
 use onlyonce_wire::StoreId;
 use onlyonce_wire::authority::Member;
 use tokio::runtime::Runtime;
@@ -58,12 +58,8 @@ pub fn run(config: &ServeConfig) -> Result<(), ExitError> {
         replaced: Arc::default(),
         is_ready: false,
     };
+    let mut opened = open(config)?;
     loop {
-        let new_store_id = rand::random();
-        let options =
-            Options { tables_cache_bytes: config.cache_bytes, ..Options::new(new_store_id) };
-        let opened = onlyonce_storage::open_dir(&config.data, &options)
-            .map_err(|error| ExitError::Runtime(error.to_string()))?;
         let runtime = tokio_runtime(WORKERS)?;
         let node = Node::start(config, &runtime, &mut surroundings, opened)?;
         let replaced = Arc::clone(&surroundings.replaced);
@@ -80,8 +76,29 @@ pub fn run(config: &ServeConfig) -> Result<(), ExitError> {
         }
         tracing::info!("begin anew on the store that a snapshot made");
         node.stop(false);
-        // With its tasks goes the last that had the old store open.
+        // With its tasks goes the last that had the old store open, at the latest when it comes
+        // back from the disk.
         runtime.shutdown_timeout(DRAIN);
+        opened = reopen(config)?;
+    }
+}
+
+fn open(config: &ServeConfig) -> Result<Opened, OpenError> {
+    let new_store_id = rand::random();
+    let options = Options { tables_cache_bytes: config.cache_bytes, ..Options::new(new_store_id) };
+    onlyonce_storage::open_dir(&config.data, &options)
+}
+
+/// Opens the folder again, which this process itself may still be letting go of.
+fn reopen(config: &ServeConfig) -> Result<Opened, OpenError> {
+    let deadline = Instant::now() + config.flush_timeout;
+    loop {
+        match open(config) {
+            Err(OpenError::InUse { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            opened => return opened,
+        }
     }
 }
 

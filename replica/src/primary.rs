@@ -363,7 +363,7 @@ impl Replica {
             return Ok(());
         }
         self.effects.push(Effect::Know(member.clone()));
-        if self.is_being_sent_to(from, process) {
+        if self.goes_on_sending(from, process) {
             return Ok(());
         }
         let Role::Primary(primary) = &mut self.role else { return Ok(()) };

@@ -57,18 +57,18 @@ pub(crate) struct Sending {
 enum Stage {
     /// Rows are being read.
     Reading,
-    /// A piece is on its way; `rest` follows it.
-    Sent { piece: Piece, rest: Rest },
+    /// A piece is on its way; `remaining` follows it.
+    Sent { piece: Piece, remaining: Remaining },
     /// A piece has arrived. What follows waits, so that requests have disks and processors for
     /// themselves for most of the time.
-    Resting { until: Moment, rest: Rest },
+    Resting { until: Moment, remaining: Remaining },
     /// The learner has all of it, and will join.
     Installing,
 }
 
 /// What is left to be sent after a piece.
 #[derive(Clone, Debug)]
-enum Rest {
+enum Remaining {
     /// Rows.
     Rows(Cursor),
     /// The effects of the records from `next` on, up to `end`.
@@ -95,12 +95,10 @@ impl Receiving {
     }
 }
 
-/// How long it rests after each piece, as a multiple of what the piece took.
-const REST_FACTOR: u32 = 1;
 /// How long a snapshot may stand still, in `append_timeout`s.
 const STALL_APPEND_TIMEOUTS: u32 = 10;
 /// How often its progress is told.
-const TELL: std::time::Duration = std::time::Duration::from_secs(5);
+const PROGRESS_LOG_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
 
 impl Replica {
     /// Begins to send a snapshot to a store that the log cannot feed.
@@ -149,15 +147,17 @@ impl Replica {
         let incomplete = self.breaks(Rule::RepliesNotInSnapshot);
         let hasty = self.breaks(Rule::SnapshotWithoutRecords);
         let Some(sending) = self.sending(id) else { return };
-        let rest = match rows.next {
-            Some(cursor) => Rest::Rows(cursor),
-            None if hasty => Rest::Records { next: rows.applied.index.next(), end: rows.applied },
-            None => Rest::Records { next: sending.after.next(), end: rows.applied },
+        let remaining = match rows.next {
+            Some(cursor) => Remaining::Rows(cursor),
+            None if hasty => {
+                Remaining::Records { next: rows.applied.index.next(), end: rows.applied }
+            }
+            None => Remaining::Records { next: sending.after.next(), end: rows.applied },
         };
         let mut entry = rows.entry;
         entry.effects.retain(|effect| !(incomplete && effect.table == Table::Replies));
         let piece = Piece::Effects(entry.encode());
-        sending.stage = Stage::Sent { piece, rest };
+        sending.stage = Stage::Sent { piece, remaining };
         self.send_piece();
     }
 
@@ -178,53 +178,56 @@ impl Replica {
     pub(crate) fn on_snapshot_ok(&mut self, from: StoreId, id: SnapshotId, number: u64) {
         let now = self.now;
         let Some(sending) = self.sending(id) else { return };
-        let Stage::Sent { piece, rest } = &sending.stage else { return };
+        let Stage::Sent { piece, remaining } = &sending.stage else { return };
         if from != sending.member.store || number != sending.number {
             return;
         }
         sending.bytes += piece.bytes() as u64;
         sending.progressed = now;
-        if now.since(sending.told) > TELL {
+        if now.since(sending.told) > PROGRESS_LOG_INTERVAL {
             sending.told = now;
             let follower = &sending.member.name;
             tracing::info!(follower, bytes = sending.bytes, "sending a snapshot");
         }
         sending.number += 1;
-        let rest = rest.clone();
-        let until = now.after(now.since(sending.begun) * REST_FACTOR);
-        sending.stage = Stage::Resting { until, rest };
+        sending.stage = match remaining.clone() {
+            Remaining::Nothing => {
+                tracing::info!(
+                    follower = sending.member.name,
+                    bytes = sending.bytes,
+                    "the snapshot is sent"
+                );
+                Stage::Installing
+            }
+            remaining @ (Remaining::Rows(_) | Remaining::Records { .. }) => {
+                Stage::Resting { until: now.after(now.since(sending.begun)), remaining }
+            }
+        };
     }
 
     /// The rest is over: the next piece.
     fn next_piece(&mut self) -> Result<(), Stop> {
         let Role::Primary(primary) = &mut self.role else { return Ok(()) };
         let Some(sending) = &mut primary.sending else { return Ok(()) };
-        let Stage::Resting { rest, .. } = &sending.stage else { return Ok(()) };
-        let (id, rest) = (sending.id, rest.clone());
+        let Stage::Resting { remaining, .. } = &sending.stage else { return Ok(()) };
+        let (id, remaining) = (sending.id, remaining.clone());
         sending.begun = self.now;
-        match rest {
-            Rest::Rows(from) => {
+        sending.progressed = self.now;
+        match remaining {
+            Remaining::Rows(from) => {
                 sending.stage = Stage::Reading;
                 self.effects.push(Effect::ReadRows { id, from });
                 Ok(())
             }
-            Rest::Records { next, end } => self.send_records(id, next, end),
-            Rest::Nothing => {
-                tracing::info!(
-                    follower = sending.member.name,
-                    bytes = sending.bytes,
-                    "the snapshot is sent"
-                );
-                sending.stage = Stage::Installing;
-                Ok(())
-            }
+            Remaining::Records { next, end } => self.send_records(id, next, end),
+            Remaining::Nothing => Ok(()),
         }
     }
 
     /// Sends the effects of some records after the rows, or the end.
     fn send_records(&mut self, id: SnapshotId, next: Index, end: Mark) -> Result<(), Stop> {
         let stage = if next > end.index {
-            Stage::Sent { piece: Piece::End(end), rest: Rest::Nothing }
+            Stage::Sent { piece: Piece::End(end), remaining: Remaining::Nothing }
         } else {
             let mut entry = Entry::default();
             let mut after = next;
@@ -240,8 +243,8 @@ impl Replica {
                 self.abandon_snapshot("the log no longer holds what it needs");
                 return Ok(());
             }
-            let rest = Rest::Records { next: after, end };
-            Stage::Sent { piece: Piece::Effects(entry.encode()), rest }
+            let remaining = Remaining::Records { next: after, end };
+            Stage::Sent { piece: Piece::Effects(entry.encode()), remaining }
         };
         if let Some(sending) = self.sending(id) {
             sending.stage = stage;
@@ -258,20 +261,18 @@ impl Replica {
         }
     }
 
-    /// Whether a store that joins gets a snapshot at the moment, and goes on waiting for it.
-    pub(crate) fn is_being_sent_to(&mut self, from: StoreId, process: u64) -> bool {
+    /// A store joins: if it was sent a snapshot, that has ended when another process asks (the new
+    /// store's, or one after a crash), or the same one although it has all of it and dropped it.
+    /// Returns whether it goes on.
+    pub(crate) fn goes_on_sending(&mut self, to: StoreId, process: u64) -> bool {
         let Role::Primary(primary) = &mut self.role else { return false };
-        match &primary.sending {
-            Some(sending) if sending.member.store == from => {
-                if sending.process == process {
-                    return true;
-                }
-                // It installed it, or died before.
-                primary.sending = None;
-                false
-            }
-            _ => false,
+        let sending = primary.sending.as_ref().filter(|sending| sending.member.store == to);
+        let Some(sending) = sending else { return false };
+        let goes_on = sending.process == process && !matches!(sending.stage, Stage::Installing);
+        if !goes_on {
+            primary.sending = None;
         }
+        goes_on
     }
 
     /// Repeats what got no answer, and ends what stands still.
@@ -282,7 +283,8 @@ impl Replica {
         let Some(sending) = &primary.sending else { return Ok(()) };
         match sending.stage {
             Stage::Resting { until, .. } if now >= until => return self.next_piece(),
-            Stage::Reading | Stage::Sent { .. } | Stage::Resting { .. } | Stage::Installing => {}
+            Stage::Resting { .. } => return Ok(()),
+            Stage::Reading | Stage::Sent { .. } | Stage::Installing => {}
         }
         if now.since(sending.progressed) > timing.append_timeout * STALL_APPEND_TIMEOUTS {
             self.abandon_snapshot("it makes no progress");
@@ -326,6 +328,7 @@ impl Replica {
             Piece::End(end) if end.index < committed.max(acknowledged) => {
                 tracing::info!(end = end.index.0, committed = committed.0, "drop an old snapshot");
                 follower.receiving = None;
+                self.acknowledge_piece(id, number);
             }
             // The primary sends it again; what is being written belongs to the old store.
             Piece::End(_) if busy => {}
