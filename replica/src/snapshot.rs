@@ -97,6 +97,8 @@ impl Receiving {
 
 /// How long a snapshot may stand still, in `append_timeout`s.
 const STALL_APPEND_TIMEOUTS: u32 = 10;
+/// The longest rest after a piece: one that only waited for a checkpoint has used nothing up.
+const REST_MAX: std::time::Duration = std::time::Duration::from_millis(40);
 /// How often its progress is told.
 const PROGRESS_LOG_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -200,7 +202,8 @@ impl Replica {
                 Stage::Installing
             }
             remaining @ (Remaining::Rows(_) | Remaining::Records { .. }) => {
-                Stage::Resting { until: now.after(now.since(sending.begun)), remaining }
+                let rest = (now.since(sending.begun) * 2).min(REST_MAX);
+                Stage::Resting { until: now.after(rest), remaining }
             }
         };
     }
