@@ -215,7 +215,6 @@ impl Replica {
         let Stage::Resting { remaining, .. } = &sending.stage else { return Ok(()) };
         let (id, remaining) = (sending.id, remaining.clone());
         sending.begun = self.now;
-        sending.progressed = self.now;
         match remaining {
             Remaining::Rows(from) => {
                 sending.stage = Stage::Reading;
@@ -284,10 +283,10 @@ impl Replica {
         let now = self.now;
         let Role::Primary(primary) = &self.role else { return Ok(()) };
         let Some(sending) = &primary.sending else { return Ok(()) };
-        match sending.stage {
-            Stage::Resting { until, .. } if now >= until => return self.next_piece(),
-            Stage::Resting { .. } => return Ok(()),
-            Stage::Reading | Stage::Sent { .. } | Stage::Installing => {}
+        if let Stage::Resting { until, .. } = sending.stage
+            && now >= until
+        {
+            return self.next_piece();
         }
         if now.since(sending.progressed) > timing.append_timeout * STALL_APPEND_TIMEOUTS {
             self.abandon_snapshot("it makes no progress");
