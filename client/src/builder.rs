@@ -62,7 +62,7 @@ impl ClientBuilder {
         self
     }
 
-    /// How long to wait for an answer before the same bytes are sent again (default: 2 s). This
+    /// How long to wait for an answer before the request is sent again (default: 2 s). This
     /// bounds an attempt, not the call.
     pub fn attempt_timeout(mut self, limit: Duration) -> Self {
         self.options.attempt_timeout = limit.max(Duration::from_millis(1));

@@ -14,7 +14,7 @@
 //! # }
 //! ```
 //!
-//! A call gives its request an id and sends **the same bytes under the same id** until an answer is
+//! A call gives its request an id and sends **the same operation under the same id** until an answer is
 //! there: to the primary, to whichever node takes its place, over as many connections as it takes.
 //! Without a [deadline](ClientBuilder::deadline) it goes on until it knows. With one, it never turns
 //! "not known" into "failed": see [`Error`], which is sorted by what the caller may conclude.

@@ -1,5 +1,5 @@
-//! The retry loop: the same bytes, again and again, until there is an answer that means something.
-//! (After a "try later" the watermark beside the request may be a newer one.)
+//! The retry loop: the same bytes, again and again, until there is an answer that means something;
+//! after a "try later", with the newest watermark beside the operation.
 //!
 //! What an answer means for the request depends on its other copies. A copy that was answered with
 //! "did nothing" is out of the world; one that was lost, timed out, or answered with "cannot say" may
