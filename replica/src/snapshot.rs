@@ -5,7 +5,7 @@
 //! rows, from the first table and key on
 //!   ReadRows ─▶ RowsRead ─▶ Snapshot{Effects} ──────▶ Receive ─▶ Received
 //!   ...                              SnapshotOk ◀──── (durable or not: it is of use only whole)
-//! the effects of the records after s, up to e
+//! the effects of the records after s, up to e, that no row shows
 //!   Snapshot{Effects} ──────────────────────────────▶ ...
 //! Snapshot{End at e} ───────────────────────────────▶ Install: a new process opens the new store
 //!                                          Join ◀──── and is fed from e + 1 on
@@ -24,7 +24,7 @@
 //!   must not take it away. And what any of them acknowledged before the snapshot was begun counts no
 //!   more after it: the primary feeds what joins then by a new feed.
 
-use onlyonce_storage::{Cursor, Entry, Index, Mark, Rows, Table};
+use onlyonce_storage::{Coverage, Cursor, Entry, Index, Mark, Rows, Table};
 use onlyonce_wire::StoreId;
 use onlyonce_wire::authority::Member;
 use rand::Rng;
@@ -43,6 +43,8 @@ pub(crate) struct Sending {
     process: u64,
     /// The records after this one are part of what the learner needs.
     pub(crate) after: Index,
+    /// What the rows that were read show.
+    coverage: Coverage,
     stage: Stage,
     /// The newest piece.
     number: u64,
@@ -120,6 +122,7 @@ impl Replica {
             member,
             process,
             after,
+            coverage: Coverage::default(),
             stage: Stage::Reading,
             number: 0,
             bytes: 0,
@@ -149,6 +152,7 @@ impl Replica {
         let incomplete = self.breaks(Rule::RepliesNotInSnapshot);
         let hasty = self.breaks(Rule::SnapshotWithoutRecords);
         let Some(sending) = self.sending(id) else { return };
+        sending.coverage.add(&rows);
         let remaining = match rows.next {
             Some(cursor) => Remaining::Rows(cursor),
             None if hasty => {
@@ -231,15 +235,15 @@ impl Replica {
         let stage = if next > end.index {
             Stage::Sent { piece: Piece::End(end), remaining: Remaining::Nothing }
         } else {
+            let records = self.state.records(next, self.config.piece_bytes)?;
+            let Some(sending) = self.sending(id) else { return Ok(()) };
             let mut entry = Entry::default();
             let mut after = next;
-            for record in self.state.records(next, self.config.piece_bytes)? {
-                if record.index > end.index {
-                    break;
-                }
+            for record in records.into_iter().filter(|record| record.index <= end.index) {
                 after = record.index.next();
                 let effects = record.entries.iter().flat_map(|entry| &entry.effects);
-                entry.effects.extend(effects.cloned());
+                let missing = effects.filter(|it| !sending.coverage.shows(record.index, it));
+                entry.effects.extend(missing.cloned());
             }
             if after == next {
                 self.abandon_snapshot("the log no longer holds what it needs");

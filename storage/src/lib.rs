@@ -74,6 +74,6 @@ pub use folder::open_dir;
 pub use open::{Disk, Opened, Options, Recovered, open};
 pub use overlay::Generation;
 pub use record::{Effect, Entry, Index, Mark, Record, Table, View};
-pub use snapshot::{Cursor, Incoming, Rows, Site};
+pub use snapshot::{Coverage, Cursor, Incoming, Rows, Site};
 pub use state::{Scan, ScanRow, Seen, State, Toucher};
 pub use writer::LogWriter;

@@ -3,8 +3,9 @@
 //! A snapshot is a sequence of entries. The first ones are the rows of the tables, read in key order
 //! while checkpoints go on in between; so they show the state of different moments, the earliest
 //! being `s`, the applied point before the first was read. The effects of the records after `s`
-//! follow, up to `e`, the applied point after the last row was read. Effects are absolute: whoever
-//! folds all of it into empty tables, in order, has exactly the state at `e`.
+//! follow, up to `e`, the applied point after the last row was read, but for those that a row already
+//! shows because it was read later ([`Coverage`]). Effects are absolute: whoever folds all of it into
+//! empty tables, in order, has exactly the state at `e`.
 //!
 //! The receiver builds a new store beside the one that it has ([`Incoming`]), complete and durable,
 //! and puts it in the old one's place in one step: [`Incoming::finish`]. The next open finds it. At
@@ -21,7 +22,7 @@ use crate::error::{OpenError, StorageError};
 use crate::limits::{FOLD_SLICE_BYTES, INCOMING_FLUSH_BYTES};
 use crate::log;
 use crate::open::{Disk, create};
-use crate::record::{Effect, Entry, Mark, Table};
+use crate::record::{Effect, Entry, Index, Mark, Table};
 use crate::tables::Tables;
 
 /// Where a store can be built beside the one that is open, to replace it.
@@ -34,7 +35,7 @@ pub trait Site: fmt::Debug + Send + Sync {
 }
 
 /// Where the reading of rows goes on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cursor {
     table: Table,
     start: Bytes,
@@ -57,6 +58,33 @@ pub struct Rows {
     pub next: Option<Cursor>,
     /// The applied point at which they were read.
     pub applied: Mark,
+}
+
+/// Which effects the rows of a snapshot show already: those of the records up to the applied point
+/// at which the row was read. One entry for each checkpoint that ended between two pieces.
+#[derive(Debug, Default)]
+pub struct Coverage {
+    /// Up to where (none: the last row) rows were read at which applied point; both only grow.
+    spans: Vec<(Option<Cursor>, Index)>,
+}
+
+impl Coverage {
+    /// Takes note of the next rows.
+    pub fn add(&mut self, rows: &Rows) {
+        let applied = rows.applied.index;
+        self.spans.pop_if(|(_, index)| *index == applied);
+        self.spans.push((rows.next.clone(), applied));
+    }
+
+    /// Whether the rows show this effect of record `index`: it need not be sent.
+    #[must_use]
+    pub fn shows(&self, index: Index, effect: &Effect) -> bool {
+        let is_before =
+            |cursor: &Cursor| (cursor.table, &cursor.start) <= (effect.table, &effect.key);
+        let spans = &self.spans;
+        let span = spans.partition_point(|(end, _)| end.as_ref().is_some_and(is_before));
+        spans.get(span).is_some_and(|(_, applied)| index <= *applied)
+    }
 }
 
 impl Checkpointer {

@@ -12,7 +12,8 @@ use onlyonce_storage::engine::Tree;
 use onlyonce_storage::engine::memory::{MemoryDisk, Part};
 use onlyonce_storage::limits::CHUNK;
 use onlyonce_storage::{
-    Cursor, Effect, Entry, Index, Mark, OpenError, Opened, Record, Table, View, open, open_dir,
+    Coverage, Cursor, Effect, Entry, Index, Mark, OpenError, Opened, Record, Table, View, open,
+    open_dir,
 };
 use proptest::prelude::*;
 
@@ -48,13 +49,21 @@ fn read(
     mut between: impl FnMut(&mut Opened) -> Vec<Arc<Record>>,
 ) -> (Vec<Entry>, Mark) {
     let mut entries = Vec::new();
-    let mut later = Vec::new();
+    let mut later: Vec<Arc<Record>> = Vec::new();
+    let mut coverage = Coverage::default();
     let mut cursor = Cursor::start();
     loop {
         let rows = store.checkpointer.read_rows(&cursor, piece_bytes).expect("the disk works");
+        coverage.add(&rows);
         entries.push(rows.entry);
         let Some(next) = rows.next else {
-            entries.extend(later.iter().flat_map(|record: &Arc<Record>| record.entries.clone()));
+            for record in later {
+                for entry in &record.entries {
+                    let missing = entry.effects.iter();
+                    let missing = missing.filter(|effect| !coverage.shows(record.index, effect));
+                    entries.push(Entry { effects: missing.cloned().collect() });
+                }
+            }
             return (entries, rows.applied);
         };
         cursor = next;
