@@ -26,8 +26,8 @@ const SERVE_AFTER: &str = "\
 A setting comes from its flag, else from ONCED_<KEY> in the environment (ONCED_LISTEN, ...), else
 from the TOML file given with --config, else from its default. File and environment also know
 heartbeat_ms, lease_ms, grace_ms, append_timeout_ms, flush_timeout_ms, session_idle_ms, cache_bytes,
-checkpoint_bytes, checkpoint_interval_ms, log_tail_bytes, log_pin_bytes, advertise_client and
-advertise_peer.
+checkpoint_bytes, checkpoint_interval_ms, scrub_pause_ms, log_tail_bytes, log_pin_bytes,
+advertise_client and advertise_peer.
 ONCED_LOG filters the log (default: info).
 
 Example:
@@ -47,6 +47,8 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Run the small server that holds the view register of a cluster.
     Authority(AuthorityArgs),
+    /// Read all of a stopped node's data folder and tell whether it is what was written.
+    Scrub(ScrubArgs),
 }
 
 #[derive(Debug, Default, clap::Args)]
@@ -103,6 +105,24 @@ impl ServeArgs {
             ..Settings::default()
         }
     }
+}
+
+const SCRUB_AFTER: &str = "\
+The folder is opened as a start of the node would open it: what a crash cut short is finished first.
+Then every row of the tables is read, and compared with the digests that each checkpoint keeps.
+
+Exit codes: 0 when all is what was written, 1 when it is not (the message says what to do), 2 for
+wrong usage.
+
+Example:
+  onced scrub --data ./n1";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = SCRUB_AFTER)]
+pub struct ScrubArgs {
+    /// The data folder.
+    #[arg(long, value_name = "DIR", env = "ONCED_DATA")]
+    pub data: PathBuf,
 }
 
 #[derive(Debug, clap::Args)]

@@ -82,6 +82,8 @@ settings! {
     checkpoint_bytes: usize,
     /// The longest time between two checkpoints while there is something to fold.
     checkpoint_interval_ms: u64,
+    /// How long the scrub of the tables rests after each piece.
+    scrub_pause_ms: u64,
     /// How much of the log stays below the checkpoint, for nodes that come back.
     log_tail_bytes: usize,
     /// How much of it stays for a learner that is catching up.
@@ -158,6 +160,7 @@ impl Settings {
             cache_bytes: Some(256 << 20),
             checkpoint_bytes: Some(CHECKPOINT_BYTES),
             checkpoint_interval_ms: Some(milliseconds(timing.checkpoint_interval)),
+            scrub_pause_ms: Some(1_000),
             log_tail_bytes: Some(LOG_TAIL_BYTES),
             log_pin_bytes: Some(LOG_PIN_BYTES),
             ..Self::default()
@@ -212,6 +215,7 @@ pub struct ServeConfig {
     pub flush_timeout: Duration,
     pub cache_bytes: u64,
     pub checkpoint_bytes: usize,
+    pub scrub_pause: Duration,
     pub log_tail_bytes: usize,
     pub log_pin_bytes: usize,
 }
@@ -226,8 +230,10 @@ impl ServeConfig {
             ))
         };
         let timing = timing(&settings)?;
+        let scrub_pause = period("scrub_pause_ms", settings.scrub_pause_ms)?;
         let config = Self {
             timing,
+            scrub_pause,
             data: settings.data.ok_or_else(|| wanted("data"))?,
             name: settings.name.ok_or_else(|| wanted("name"))?,
             listen: settings.listen.ok_or_else(|| wanted("listen"))?,
@@ -318,21 +324,24 @@ impl ServeConfig {
     }
 }
 
-fn timing(settings: &Settings) -> Result<Timing, ExitError> {
-    let get = |key: &str, value: Option<u64>| match value {
-        Some(1..=86_400_000) => Ok(Duration::from_millis(value.unwrap_or_default())),
+fn period(key: &str, milliseconds: Option<u64>) -> Result<Duration, ExitError> {
+    match milliseconds {
+        Some(1..=86_400_000) => Ok(Duration::from_millis(milliseconds.unwrap_or_default())),
         Some(other) => Err(ExitError::Usage(format!("{key} = {other}: must be 1 to 86400000"))),
         None => Err(ExitError::Usage(format!("{key} is needed"))),
-    };
-    let grace = get("grace_ms", settings.grace_ms)?;
+    }
+}
+
+fn timing(settings: &Settings) -> Result<Timing, ExitError> {
+    let grace = period("grace_ms", settings.grace_ms)?;
     let timing = Timing {
-        heartbeat: get("heartbeat_ms", settings.heartbeat_ms)?,
-        lease: get("lease_ms", settings.lease_ms)?,
+        heartbeat: period("heartbeat_ms", settings.heartbeat_ms)?,
+        lease: period("lease_ms", settings.lease_ms)?,
         grace,
         grace_jitter: grace / 4,
-        append_timeout: get("append_timeout_ms", settings.append_timeout_ms)?,
-        session_idle: get("session_idle_ms", settings.session_idle_ms)?,
-        checkpoint_interval: get("checkpoint_interval_ms", settings.checkpoint_interval_ms)?,
+        append_timeout: period("append_timeout_ms", settings.append_timeout_ms)?,
+        session_idle: period("session_idle_ms", settings.session_idle_ms)?,
+        checkpoint_interval: period("checkpoint_interval_ms", settings.checkpoint_interval_ms)?,
         ..Timing::default()
     };
     if timing.is_safe() {

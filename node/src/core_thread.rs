@@ -230,6 +230,9 @@ impl CoreThread {
                 Effect::Release(generation) => {
                     let _ = outlets.checkpoints.send(Work::Release(generation));
                 }
+                Effect::Scrub => {
+                    let _ = outlets.checkpoints.send(Work::Scrub);
+                }
                 Effect::ReadRows { id, from } => {
                     let _ = outlets.checkpoints.send(Work::ReadRows { id, from });
                 }

@@ -44,6 +44,8 @@ pub struct Counters {
     pub records: Counter,
     /// Checkpoints that ended.
     pub checkpoints: Counter,
+    /// Times that all rows of the tables were found to be what was written.
+    pub scrubs: Counter,
     /// Bytes of rows read for learners' snapshots.
     pub snapshot_bytes_read: Counter,
     /// Bytes of snapshots written here.

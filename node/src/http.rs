@@ -245,7 +245,7 @@ fn gauges(status: &NodeStatus, connections: usize) -> [Metric<u64>; 10] {
     ]
 }
 
-fn totals(counters: &Counters) -> [Metric<f64>; 13] {
+fn totals(counters: &Counters) -> [Metric<f64>; 14] {
     let seconds = counters.flush_nanoseconds.get() as f64 / 1e9;
     let count = |counter: &Counter| counter.get() as f64;
     [
@@ -276,6 +276,11 @@ fn totals(counters: &Counters) -> [Metric<f64>; 13] {
         ("log_flush_seconds_total", seconds, "The time that they took together."),
         ("log_records_total", count(&counters.records), "Records that were made durable."),
         ("checkpoints_total", count(&counters.checkpoints), "Checkpoints that ended."),
+        (
+            "scrubs_total",
+            count(&counters.scrubs),
+            "Times that all of the tables was what was written.",
+        ),
         (
             "snapshot_read_bytes_total",
             count(&counters.snapshot_bytes_read),

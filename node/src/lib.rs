@@ -21,6 +21,7 @@ mod log_thread;
 mod logging;
 mod peers;
 mod rate_limit;
+mod scrub;
 mod serve;
 mod warm;
 mod watchdog;
@@ -29,8 +30,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{Args, AuthorityArgs, Command, ServeArgs};
-use crate::config::{ServeConfig, Settings};
+use crate::args::{Args, AuthorityArgs, Command, ScrubArgs, ServeArgs};
+use crate::config::{LogFormat, ServeConfig, Settings};
 use crate::exit::ExitError;
 
 /// Runs `onced` with the arguments and the environment of this process.
@@ -40,6 +41,7 @@ pub fn run() -> ExitCode {
     let ended = match Args::parse().command {
         Command::Serve(args) => serve(&args),
         Command::Authority(args) => authority(&args),
+        Command::Scrub(args) => scrub(&args),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -67,6 +69,11 @@ fn authority(args: &AuthorityArgs) -> Result<(), ExitError> {
     logging::start(args.log_format)?;
     warn_of_unknown_variables();
     authority::server::run(&args.data, &args.listen)
+}
+
+fn scrub(args: &ScrubArgs) -> Result<(), ExitError> {
+    logging::start(LogFormat::Text)?;
+    scrub::run(&args.data)
 }
 
 /// A variable with a typing error would silently leave its setting at the default.

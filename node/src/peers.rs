@@ -124,6 +124,7 @@ impl Queue {
             | PeerMessage::AppendOk { .. }
             | PeerMessage::AppendMismatch { .. }
             | PeerMessage::HoldsCommitted { .. }
+            | PeerMessage::Differs { .. }
             | PeerMessage::Join { .. }
             | PeerMessage::FetchTail { .. }
             | PeerMessage::Tail { .. }
@@ -154,6 +155,7 @@ fn message_bytes(message: &PeerMessage) -> usize {
         | PeerMessage::AppendOk { .. }
         | PeerMessage::AppendMismatch { .. }
         | PeerMessage::HoldsCommitted { .. }
+        | PeerMessage::Differs { .. }
         | PeerMessage::Join { .. }
         | PeerMessage::FetchTail { .. }
         | PeerMessage::NewerView { .. } => 0,

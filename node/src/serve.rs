@@ -401,8 +401,10 @@ fn start_disk_threads(
     let watched = [Arc::downgrade(&log_watched), Arc::downgrade(&work_watched)];
     let (core, counters) = (Arc::clone(&common.core), Arc::clone(&common.counters));
     let Tables { checkpointer, work, replaced } = tables;
+    let scrub_pause = config.scrub_pause;
     let checkpoint = spawn("checkpoint", move || {
-        CheckpointThread { checkpointer, work, core, counters, watched: work_watched, replaced }
+        let watched = work_watched;
+        CheckpointThread { checkpointer, work, core, counters, watched, scrub_pause, replaced }
             .run();
     })?;
     let (core, counters) = (Arc::clone(&common.core), Arc::clone(&common.counters));

@@ -1,20 +1,40 @@
-//! When committed entries are folded into the tables, and how much log stays for others.
+//! When committed entries are folded into the tables, how much log stays for others, and whether the
+//! tables of the replicas agree.
+//!
+//! A record without entries is a *mark*. Every replica that commits a mark while it folds nothing
+//! begins a checkpoint there; so replicas have checkpoints at equal places, and compare their digests:
+//! an echo names the follower's newest one. The primary puts a mark when enough is committed, or enough
+//! time passed; the first record of a view is one too. Who missed its marks and has too much to wait
+//! for the next one folds without.
 
 use std::collections::VecDeque;
 
-use onlyonce_storage::{Index, Record};
+use onlyonce_storage::limits::OVERLAY_BYTES_MAX;
+use onlyonce_storage::{Checkpoint, Index, Record, View};
+use onlyonce_wire::StoreId;
 
 use crate::config::Config;
 use crate::event::{Effect, Moment};
 use crate::marks::Mark;
+use crate::message::PeerMessage;
 use crate::mutations::Rule;
-use crate::replica::Replica;
+use crate::replica::{Replica, Role, Stop};
+
+/// How many of its own checkpoints a primary remembers.
+const REMEMBERED: usize = 16;
 
 /// The state of checkpoints.
 pub(crate) struct Checkpointing {
     /// The end of the generation that is being folded.
     folding: Option<Index>,
     last: Moment,
+    /// The marks that are not committed yet.
+    marks: VecDeque<Index>,
+    /// This process's newest checkpoints, oldest first.
+    done: VecDeque<Checkpoint>,
+    /// A follower whose tables differ from this primary's, and after which record. This store is being
+    /// scrubbed for it.
+    suspect: Option<(StoreId, Index)>,
     /// The sizes of the newest records, oldest first: about as many as `log_tail_bytes` holds.
     tail: VecDeque<(Index, usize)>,
     tail_bytes: usize,
@@ -23,7 +43,16 @@ pub(crate) struct Checkpointing {
 
 impl Checkpointing {
     pub(crate) fn new(now: Moment) -> Self {
-        Self { folding: None, last: now, tail: VecDeque::new(), tail_bytes: 0, pruned: Index::ZERO }
+        Self {
+            folding: None,
+            last: now,
+            marks: VecDeque::new(),
+            done: VecDeque::new(),
+            suspect: None,
+            tail: VecDeque::new(),
+            tail_bytes: 0,
+            pruned: Index::ZERO,
+        }
     }
 
     /// Counts a record that joins the log.
@@ -34,6 +63,23 @@ impl Checkpointing {
         }
         self.tail.push_back((record.index, record.bytes()));
         self.tail_bytes += record.bytes();
+        while self.marks.back().is_some_and(|mark| *mark >= record.index) {
+            self.marks.pop_back();
+        }
+        if record.entries.is_empty() {
+            self.marks.push_back(record.index);
+        }
+    }
+
+    /// Takes the last mark up to `index`, with those before it.
+    fn take_mark(&mut self, index: Index) -> Option<Index> {
+        let passed = self.marks.partition_point(|mark| *mark <= index);
+        self.marks.drain(..passed).last()
+    }
+
+    /// The newest checkpoint of this process.
+    pub(crate) fn newest(&self) -> Option<Checkpoint> {
+        self.done.back().copied()
     }
 
     /// The newest index up to `upto` that may leave the log so that `keep` bytes of records stay, or
@@ -55,20 +101,20 @@ impl Checkpointing {
 }
 
 impl Replica {
-    /// Begins a checkpoint when enough is committed, or enough time passed.
-    pub(crate) fn tick_checkpoint(&mut self) {
+    /// The records up to `index` are committed. At a mark on the way a checkpoint begins.
+    pub(crate) fn commit(&mut self, index: Index) {
+        let mark = self.checkpointing.take_mark(index);
+        if let Some(mark) = mark.filter(|mark| *mark <= self.state.persisted()) {
+            self.state.commit(mark);
+            self.begin_checkpoint();
+        }
+        self.state.commit(index);
+    }
+
+    /// Begins a checkpoint of all that is committed, unless one is under way.
+    fn begin_checkpoint(&mut self) {
         if self.checkpointing.folding.is_some() {
             return;
-        }
-        let bytes = self.state.committed_bytes();
-        let waited = self.now.since(self.checkpointing.last);
-        let due = bytes >= self.config.checkpoint_bytes
-            || (bytes > 0 && waited > self.config.timing.checkpoint_interval);
-        if !due {
-            return;
-        }
-        if self.breaks(Rule::UncommittedFolded) {
-            self.state.commit(self.state.persisted());
         }
         if let Some(generation) = self.state.freeze() {
             if generation.upto() < self.state.last().1 {
@@ -80,10 +126,39 @@ impl Replica {
         }
     }
 
-    pub(crate) fn on_checkpointed(&mut self) {
+    /// Puts a mark when a checkpoint is due, or does without.
+    pub(crate) fn tick_checkpoint(&mut self) -> Result<(), Stop> {
+        let bytes = self.state.committed_bytes();
+        if self.checkpointing.folding.is_some() || bytes == 0 {
+            return Ok(());
+        }
+        let waited = self.now.since(self.checkpointing.last);
+        let wanted = self.config.checkpoint_bytes;
+        let is_due = bytes >= wanted || waited > self.config.timing.checkpoint_interval;
+        if is_due && self.breaks(Rule::UncommittedFolded) {
+            self.commit(self.state.persisted());
+            self.begin_checkpoint();
+        }
+        // Whose marks passed during the checkpoint before, and who has much to fold, waits for none.
+        let without_mark = (2 * wanted).min(OVERLAY_BYTES_MAX / 2).max(wanted);
+        if bytes >= without_mark {
+            self.marks.hit(Mark::CheckpointWithoutMark);
+            self.begin_checkpoint();
+        } else if is_due && self.is_open() && self.checkpointing.marks.is_empty() {
+            self.put_mark()?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn on_checkpointed(&mut self, checkpoint: Checkpoint) {
         let upto = self.checkpointing.folding.take().expect("a checkpoint that ends was begun");
+        assert_eq!(checkpoint.mark.index, upto, "the checkpoint that was begun");
         let generation = self.state.note_folded(upto);
         self.effects.push(Effect::Release(generation));
+        if self.checkpointing.done.len() == REMEMBERED {
+            self.checkpointing.done.pop_front();
+        }
+        self.checkpointing.done.push_back(checkpoint);
         let pin = self.log_pin();
         let Config { log_tail_bytes, log_pin_bytes, .. } = self.config;
         let prunable = self.checkpointing.prunable(upto, log_tail_bytes, pin, log_pin_bytes);
@@ -91,6 +166,50 @@ impl Replica {
             self.marks.hit(Mark::LogPruned);
             self.effects.push(Effect::Prune { upto: prunable });
         }
+    }
+
+    /// Compares a follower's checkpoint with this primary's own at the same place. If they differ, this
+    /// store is scrubbed: if it is the damaged one it stops there.
+    pub(crate) fn compare(&mut self, follower: StoreId, theirs: Checkpoint) {
+        let index = theirs.mark.index;
+        let own = self.checkpointing.done.iter().find(|own| own.mark.index == index).copied();
+        let Some(own) = own else { return };
+        self.marks.hit(Mark::CheckpointsCompared);
+        if own == theirs || self.checkpointing.suspect.is_some() {
+            return;
+        }
+        tracing::error!(
+            "the tables of node {follower} differ from this node's after record {index} ({} and {}): check this node's first",
+            theirs.digests,
+            own.digests
+        );
+        self.checkpointing.suspect = Some((follower, index));
+        self.effects.push(Effect::Scrub);
+    }
+
+    /// This store is what was written. If the scrub was for a follower that differs, that one is not.
+    pub(crate) fn on_scrubbed(&mut self) {
+        let view = self.view();
+        if let Some((follower, index)) = self.checkpointing.suspect.take()
+            && matches!(self.role, Role::Primary(_))
+        {
+            self.send(follower, PeerMessage::Differs { view, index });
+        }
+    }
+
+    /// This follower's tables differ from the primary's, which are what was written.
+    pub(crate) fn on_differs(
+        &mut self,
+        from: StoreId,
+        view: View,
+        index: Index,
+    ) -> Result<(), Stop> {
+        if !self.is_from_my_primary(from, view) {
+            return Ok(());
+        }
+        Err(Stop(format!(
+            "the tables of this store differ from those of the primary (node {from}) after record {index}, and the primary's are what was written. Give this node a new, empty folder: it catches up from the others"
+        )))
     }
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use onlyonce_storage::{Cursor, Entry, Generation, Index, Mark, Record, Rows};
+use onlyonce_storage::{Checkpoint, Cursor, Digests, Entry, Generation, Index, Mark, Record, Rows};
 use onlyonce_wire::authority::{Member, Register, Revision, Versioned};
 use onlyonce_wire::client::{Answer, Request};
 use onlyonce_wire::{CallId, ProposalId, StoreId};
@@ -104,8 +104,10 @@ pub enum Event {
         /// How it ended.
         result: ProposalResult,
     },
-    /// The generation of the last `Checkpoint` is folded, durably.
-    Checkpointed,
+    /// The generation of the last `Checkpoint` is folded, durably: this is what the tables hold now.
+    Checkpointed(Checkpoint),
+    /// The whole of the tables is what was written: ends a `Scrub`.
+    Scrubbed,
     /// Rows that `ReadRows` asked for.
     RowsRead {
         /// As asked.
@@ -119,6 +121,8 @@ pub enum Event {
         id: SnapshotId,
         /// The piece.
         number: u64,
+        /// What the rows of the pieces up to this one come to.
+        digests: Digests,
     },
     /// Every queued event was handled: the open record may be closed.
     Drained,
@@ -186,6 +190,9 @@ pub enum Effect {
     Checkpoint(Generation),
     /// Drop a folded generation, best on another thread: that frees all its rows.
     Release(Generation),
+    /// Add up all rows of the tables and compare them with their digests, as fast as other work allows;
+    /// stop the process if they differ. Ends in [`Event::Scrubbed`].
+    Scrub,
     /// Read rows of the tables for a snapshot, while no checkpoint folds; about
     /// [`Config::piece_bytes`](crate::Config::piece_bytes). Ends in [`Event::RowsRead`].
     ReadRows {

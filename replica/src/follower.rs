@@ -102,7 +102,8 @@ impl Replica {
         follower.told_committed = follower.told_committed.max(committed);
         if promises && !stuck {
             follower.grace_from = now;
-            self.send(from, PeerMessage::Echo { view, nonce });
+            let checkpoint = self.checkpointing.newest();
+            self.send(from, PeerMessage::Echo { view, nonce, checkpoint });
         } else if promises {
             self.marks.hit(Mark::EchoWithheldByFlush);
         } else {
@@ -236,7 +237,7 @@ impl Replica {
         let Role::Follower(follower) = &self.role else { return };
         let committed = follower.told_committed.min(follower.matched).min(self.state.persisted());
         if committed > self.state.committed() {
-            self.state.commit(committed);
+            self.commit(committed);
         }
     }
 

@@ -126,6 +126,10 @@ marks! {
     SavedRepliesFull => "saved_replies_full",
     /// A checkpoint began while later records were not committed.
     CheckpointBelowUncommitted => "checkpoint_below_uncommitted",
+    /// A checkpoint began elsewhere than at a mark: the marks had passed during the one before.
+    CheckpointWithoutMark => "checkpoint_without_mark",
+    /// A follower's checkpoint was compared with the primary's at the same place.
+    CheckpointsCompared => "checkpoints_compared",
     /// Records left the log.
     LogPruned => "log_pruned",
     /// A learner needed records that had left the log: a snapshot was begun.

@@ -1,7 +1,7 @@
 //! The messages between nodes. `docs/replication.md` says when each is sent and what it means.
 
 use bytes::Bytes;
-use onlyonce_storage::{Index, Mark, View};
+use onlyonce_storage::{Checkpoint, Digests, Index, Mark, View};
 use onlyonce_wire::authority::{Member, Register, Revision};
 use onlyonce_wire::{ClusterId, Incarnation};
 use serde::{Deserialize, Serialize};
@@ -75,6 +75,16 @@ pub enum PeerMessage {
         view: View,
         /// The heartbeat's nonce.
         nonce: u128,
+        /// The newest checkpoint that the sender's process made.
+        checkpoint: Option<Checkpoint>,
+    },
+    /// The sender's tables differ from the receiver's after this record, and the sender's are what was
+    /// written: the receiver is damaged.
+    Differs {
+        /// The sender's view.
+        view: View,
+        /// The record.
+        index: Index,
     },
     /// Records that follow `previous` in the primary's log.
     Append {
@@ -161,6 +171,8 @@ pub enum PeerMessage {
         id: SnapshotId,
         /// Which piece.
         number: u64,
+        /// What the rows of the pieces up to this one come to.
+        digests: Digests,
     },
     /// Tells a node that speaks for an older view what the register was when last seen.
     NewerView {

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use onlyonce_storage::{Entry, Index, Record, View};
+use onlyonce_storage::{Checkpoint, Entry, Index, Record, View};
 use onlyonce_wire::authority::{Member, Register};
 use onlyonce_wire::client::Answer;
 use onlyonce_wire::{StoreId, limits};
@@ -93,7 +93,19 @@ impl Replica {
         };
         self.role = Role::Primary(Box::new(primary));
         self.continue_in_view_with(opens_at);
-        let record = Record::new(self.view(), opens_at, self.state.committed(), Vec::new());
+        self.put_mark()
+    }
+
+    /// Whether requests execute.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(&self.role, Role::Primary(primary) if primary.table.is_some())
+    }
+
+    /// Puts a record without entries after all that was executed.
+    pub(crate) fn put_mark(&mut self) -> Result<(), Stop> {
+        self.seal_record()?;
+        let (view, index) = (self.view(), self.open_index());
+        let record = Record::new(view, index, self.state.committed(), Vec::new());
         self.persist(Arc::new(record));
         self.feed_all()
     }
@@ -337,11 +349,19 @@ impl Replica {
         )))
     }
 
-    pub(crate) fn on_echo(&mut self, from: StoreId, view: View, nonce: u128) {
+    pub(crate) fn on_echo(
+        &mut self,
+        from: StoreId,
+        view: View,
+        nonce: u128,
+        checkpoint: Option<Checkpoint>,
+    ) {
         let now = self.now;
         let from_receipt = self.breaks(Rule::LeaseFromReceipt);
-        if let Some(progress) = self.follower(from, view) {
-            progress.take_echo(nonce, now, from_receipt);
+        let Some(progress) = self.follower(from, view) else { return };
+        progress.take_echo(nonce, now, from_receipt);
+        if let Some(checkpoint) = checkpoint {
+            self.compare(from, checkpoint);
         }
     }
 
@@ -447,7 +467,7 @@ impl Replica {
         if durable <= self.state.committed() {
             return Ok(());
         }
-        self.state.commit(durable);
+        self.commit(durable);
         let Role::Primary(primary) = &mut self.role else { return Ok(()) };
         let rest = primary.waiters.split_off(&durable.next());
         let done = std::mem::replace(&mut primary.waiters, rest);

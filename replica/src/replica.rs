@@ -278,9 +278,10 @@ impl Replica {
             Event::Saved => self.on_saved()?,
             Event::RegisterRead { asked, now } => self.on_register_read(asked, now)?,
             Event::Proposed { id, result } => self.on_proposed(id, result),
-            Event::Checkpointed => self.on_checkpointed(),
+            Event::Checkpointed(checkpoint) => self.on_checkpointed(checkpoint),
             Event::RowsRead { id, rows } => self.on_rows_read(id, rows),
-            Event::Received { id, number } => self.on_received(id, number),
+            Event::Received { id, number, digests } => self.on_received(id, number, digests),
+            Event::Scrubbed => self.on_scrubbed(),
             Event::Drained => self.close_record()?,
             Event::Tick => self.on_tick()?,
         }
@@ -298,7 +299,10 @@ impl Replica {
             PeerMessage::FetchTail { view, after } => self.on_fetch_tail(from, view, after)?,
             PeerMessage::Tail { view, after, records } => self.on_tail(from, view, after, records),
             PeerMessage::NewerView { register, revision } => self.hear_of_view(&register, revision),
-            PeerMessage::Echo { view, nonce } => self.on_echo(from, view, nonce),
+            PeerMessage::Echo { view, nonce, checkpoint } => {
+                self.on_echo(from, view, nonce, checkpoint);
+            }
+            PeerMessage::Differs { view, index } => self.on_differs(from, view, index)?,
             PeerMessage::AppendOk { view, feed, matched } => {
                 self.on_append_ok(from, view, feed, matched)?;
             }
@@ -313,7 +317,9 @@ impl Replica {
                     self.on_snapshot(id, number, piece);
                 }
             }
-            PeerMessage::SnapshotOk { id, number } => self.on_snapshot_ok(from, id, number),
+            PeerMessage::SnapshotOk { id, number, digests } => {
+                self.on_snapshot_ok(from, id, number, digests);
+            }
             PeerMessage::Join { member, process, committed } => {
                 self.on_join(from, member, process, committed)?;
             }
@@ -333,8 +339,7 @@ impl Replica {
             Role::Follower(_) => self.tick_follower(),
             Role::Starting(_) | Role::Recovering(_) | Role::Stopped => {}
         }
-        self.tick_checkpoint();
-        Ok(())
+        self.tick_checkpoint()
     }
 
     fn on_persisted(&mut self, index: Index) -> Result<(), Stop> {

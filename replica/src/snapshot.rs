@@ -24,7 +24,7 @@
 //!   must not take it away. And what any of them acknowledged before the snapshot was begun counts no
 //!   more after it: the primary feeds what joins then by a new feed.
 
-use onlyonce_storage::{Coverage, Cursor, Entry, Index, Mark, Rows, Table};
+use onlyonce_storage::{Coverage, Cursor, Digests, Entry, Index, Mark, Rows, Table};
 use onlyonce_wire::StoreId;
 use onlyonce_wire::authority::Member;
 use rand::Rng;
@@ -45,6 +45,8 @@ pub(crate) struct Sending {
     pub(crate) after: Index,
     /// What the rows that were read show.
     coverage: Coverage,
+    /// What all rows came to when the last ones were read.
+    digests: Digests,
     stage: Stage,
     /// The newest piece.
     number: u64,
@@ -86,6 +88,8 @@ pub(crate) struct Receiving {
     next: u64,
     /// Whether it is being written.
     writing: bool,
+    /// What the rows of the pieces before it come to.
+    digests: Digests,
     /// When the newest piece came.
     heard: Moment,
 }
@@ -123,6 +127,7 @@ impl Replica {
             process,
             after,
             coverage: Coverage::default(),
+            digests: Digests::default(),
             stage: Stage::Reading,
             number: 0,
             bytes: 0,
@@ -153,12 +158,12 @@ impl Replica {
         let hasty = self.breaks(Rule::SnapshotWithoutRecords);
         let Some(sending) = self.sending(id) else { return };
         sending.coverage.add(&rows);
+        sending.digests = rows.applied.digests;
+        let end = rows.applied.mark;
         let remaining = match rows.next {
             Some(cursor) => Remaining::Rows(cursor),
-            None if hasty => {
-                Remaining::Records { next: rows.applied.index.next(), end: rows.applied }
-            }
-            None => Remaining::Records { next: sending.after.next(), end: rows.applied },
+            None if hasty => Remaining::Records { next: end.index.next(), end },
+            None => Remaining::Records { next: sending.after.next(), end },
         };
         let mut entry = rows.entry;
         entry.effects.retain(|effect| !(incomplete && effect.table == Table::Replies));
@@ -181,11 +186,27 @@ impl Replica {
     }
 
     /// A piece arrived: the next one follows, after a rest.
-    pub(crate) fn on_snapshot_ok(&mut self, from: StoreId, id: SnapshotId, number: u64) {
+    pub(crate) fn on_snapshot_ok(
+        &mut self,
+        from: StoreId,
+        id: SnapshotId,
+        number: u64,
+        digests: Digests,
+    ) {
         let now = self.now;
         let Some(sending) = self.sending(id) else { return };
         let Stage::Sent { piece, remaining } = &sending.stage else { return };
         if from != sending.member.store || number != sending.number {
+            return;
+        }
+        if matches!(remaining, Remaining::Records { next, end } if *next > end.index)
+            && digests != sending.digests
+        {
+            tracing::error!(
+                "the learner's rows are not what this node's tables came to: check them"
+            );
+            self.abandon_snapshot("the learner has something else than was sent");
+            self.effects.push(Effect::Scrub);
             return;
         }
         sending.bytes += piece.bytes() as u64;
@@ -310,7 +331,13 @@ impl Replica {
         }
         let Role::Follower(follower) = &mut self.role else { return };
         if number == 0 && follower.receiving.as_ref().is_none_or(|it| it.id != id) {
-            follower.receiving = Some(Receiving { id, next: 0, writing: false, heard: now });
+            follower.receiving = Some(Receiving {
+                id,
+                next: 0,
+                writing: false,
+                digests: Digests::default(),
+                heard: now,
+            });
         }
         let acknowledged = follower.matched;
         let Some(receiving) = follower.receiving.as_mut().filter(|it| it.id == id) else { return };
@@ -353,12 +380,13 @@ impl Replica {
         self.role = Role::Stopped;
     }
 
-    pub(crate) fn on_received(&mut self, id: SnapshotId, number: u64) {
+    pub(crate) fn on_received(&mut self, id: SnapshotId, number: u64, digests: Digests) {
         let Role::Follower(follower) = &mut self.role else { return };
         let Some(receiving) = &mut follower.receiving else { return };
         if receiving.id == id && receiving.writing && receiving.next == number {
             receiving.writing = false;
             receiving.next += 1;
+            receiving.digests = digests;
             self.acknowledge_piece(id, number);
         }
     }
@@ -366,6 +394,9 @@ impl Replica {
     fn acknowledge_piece(&mut self, id: SnapshotId, number: u64) {
         let Some(known) = &self.known else { return };
         let to = known.register.primary.store;
-        self.send(to, PeerMessage::SnapshotOk { id, number });
+        let Role::Follower(follower) = &self.role else { return };
+        let receiving = follower.receiving.as_ref();
+        let digests = receiving.map_or_else(Digests::default, |receiving| receiving.digests);
+        self.send(to, PeerMessage::SnapshotOk { id, number, digests });
     }
 }

@@ -97,8 +97,7 @@ impl Solo {
                     Event::Saved
                 }
                 Effect::Checkpoint(generation) => {
-                    self.checkpointer.fold(&generation).expect("fold");
-                    Event::Checkpointed
+                    Event::Checkpointed(self.checkpointer.fold(&generation).expect("fold"))
                 }
                 other => unreachable!("{other:?} is no flush"),
             };

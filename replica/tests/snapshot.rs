@@ -3,7 +3,7 @@
 mod one_node;
 
 use onlyonce_replica::{FeedId, PeerMessage, Piece, Position, SnapshotId};
-use onlyonce_storage::{Entry, Index, Record, View};
+use onlyonce_storage::{Digests, Entry, Index, Record, View};
 use onlyonce_wire::authority::Revision;
 
 use one_node::{Node, register};
@@ -82,7 +82,8 @@ fn a_dropped_snapshot_keeps_nobody_waiting() {
     learner.hear(PeerMessage::Append { view, feed, previous, committed, records });
     learner.hear_snapshot(process, 2, 0);
     assert_eq!(learner.installs, None);
-    let dropped = PeerMessage::SnapshotOk { id: SnapshotId(2), number: 1 };
+    let dropped =
+        PeerMessage::SnapshotOk { id: SnapshotId(2), number: 1, digests: Digests::default() };
     assert!(learner.sent.contains(&dropped), "{:?}", learner.sent);
 
     let mut primary = Node::pruned();
@@ -130,5 +131,5 @@ fn a_snapshot_goes_on_in_a_new_view_of_its_primary() {
     node.hear(PeerMessage::NewerView { register, revision });
     node.sent.clear();
     node.hear(piece(2, 1));
-    assert_eq!(node.sent, [PeerMessage::SnapshotOk { id, number: 1 }]);
+    assert_eq!(node.sent, [PeerMessage::SnapshotOk { id, number: 1, digests: Digests::default() }]);
 }

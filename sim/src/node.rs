@@ -278,8 +278,9 @@ impl Process {
         let front = self.work.pop_front().expect("it is at work");
         match front {
             Effect::Checkpoint(generation) => {
-                self.checkpointer.fold(&generation)?;
-                Ok(Worked::Told(Box::new(Event::Checkpointed)))
+                let checkpoint = self.checkpointer.fold(&generation)?;
+                self.checkpointer.scrub(piece_bytes)?;
+                Ok(Worked::Told(Box::new(Event::Checkpointed(checkpoint))))
             }
             Effect::ReadRows { id, from } => {
                 let rows = self.checkpointer.read_rows(&from, piece_bytes)?;
@@ -292,7 +293,8 @@ impl Process {
                 }
                 let incoming = self.incoming.as_mut().expect("piece 0 came first");
                 incoming.fold(&entry)?;
-                Ok(Worked::Told(Box::new(Event::Received { id, number })))
+                let digests = incoming.digests();
+                Ok(Worked::Told(Box::new(Event::Received { id, number, digests })))
             }
             Effect::Install { end, state } => {
                 let incoming = self.incoming.take().expect("piece 0 came first");

@@ -104,6 +104,7 @@ pub fn message(message: &PeerMessage) -> Option<String> {
         PeerMessage::HoldsCommitted { view, index } => {
             format!("another {index} is committed here (view {view})")
         }
+        PeerMessage::Differs { index, .. } => format!("your tables are damaged at {index}"),
         PeerMessage::Join { committed, .. } => format!("feed me from {committed} on"),
         PeerMessage::FetchTail { view, after } => {
             format!("what do you hold of view {view} after {}?", after.index)

@@ -361,6 +361,10 @@ impl World {
                     process.work.push_back(effect);
                     self.begin_work(at);
                 }
+                // No disk of a simulation loses rows of the tables.
+                Effect::Scrub => {
+                    return Err(format!("I9: n{} does not trust the tables", at + 1));
+                }
                 Effect::Stop(reason) => return Err(format!("P6: n{} stops: {reason}", at + 1)),
             }
         }

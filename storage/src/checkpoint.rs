@@ -1,18 +1,23 @@
 //! Checkpoints: committed rows move from the overlay into the tables. Owned by its own thread.
 //!
 //! Readers see the generation until [`State::note_folded`](crate::State::note_folded), so a half-done fold is
-//! never visible. A crash in between is harmless: effects are absolute, and the records that were
-//! being folded are still in the log and are folded again.
+//! never visible.
+//!
+//! Before the first row changes, all that it will replace is read, and one row says durably to which
+//! place the fold goes and what the digests are there. Open finishes a fold that a crash cut short: it
+//! folds exactly those records again, from the log (effects are absolute), and takes these digests.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::digest::Checkpoint;
 use crate::engine::Engine;
 use crate::error::{Damage, StorageError};
 use crate::limits::FOLD_SLICE_BYTES;
 use crate::log::{damaged, mark_of};
 use crate::overlay::Generation;
-use crate::record::{Index, Table};
+use crate::record::Record;
+use crate::scrub::Pass;
 use crate::snapshot::Site;
 use crate::state::Shared;
 use crate::tables::Tables;
@@ -23,41 +28,53 @@ pub struct Checkpointer {
     pub(crate) tables: Tables,
     pub(crate) log: Arc<dyn Engine>,
     pub(crate) shared: Arc<Shared>,
-    /// The log's end when the store was opened: a fold that a crash cut short lies below it.
-    pub(crate) recovered: Index,
+    /// What the rows that a scrub has met come to.
+    pub(crate) pass: Pass,
     pub(crate) pause: Duration,
     pub(crate) site: Arc<dyn Site>,
     pub(crate) store_id: u128,
 }
 
 impl Checkpointer {
+    /// The state that the tables hold.
+    #[must_use]
+    pub fn checkpoint(&self) -> Checkpoint {
+        self.shared.applied()
+    }
+
     /// Folds `generation` into the tables, durably. Whoever gets the result tells the core, which
     /// calls [`State::note_folded`](crate::State::note_folded).
     ///
     /// # Panics
     /// If the generation does not begin where the last one ended.
-    pub fn fold(&self, generation: &Generation) -> Result<(), StorageError> {
-        let (after, upto) = (generation.after(), generation.upto());
-        assert_eq!(after, self.shared.applied().index, "a fold continues the one before");
+    pub fn fold(&mut self, generation: &Generation) -> Result<Checkpoint, StorageError> {
+        let before = self.shared.applied();
+        assert_eq!(generation.after(), before.mark.index, "a fold continues the one before");
+        let upto = generation.upto();
         let mark = mark_of(&*self.log, upto)?
             .ok_or_else(|| damaged(&*self.log, Damage::MissingRecord { index: upto }))?;
-        let thorough = after < self.recovered;
+        let mut digests = before.digests;
+        for (table, key, value) in generation.all_rows() {
+            let old = self.tables.get(table, key)?;
+            let new = value.map(AsRef::as_ref);
+            digests.replace(table, key, old.as_deref(), new);
+            self.pass.replace(table, key, old.as_deref(), new);
+        }
+        let after = Checkpoint { mark, digests };
+        self.tables.write_applied(before, after)?;
+        self.tables.flush()?;
         let mut slice = 0;
-        for table in Table::ALL {
-            for (key, value) in generation.rows(table) {
-                self.tables.fold(table, key, value.map(AsRef::as_ref), thorough)?;
-                slice += key.len() + value.map_or(0, bytes::Bytes::len) + 64;
-                if slice >= FOLD_SLICE_BYTES {
-                    slice = 0;
-                    self.end_slice()?;
-                }
+        for (table, key, value) in generation.all_rows() {
+            self.tables.fold(table, key, value.map(AsRef::as_ref), false)?;
+            slice += key.len() + value.map_or(0, bytes::Bytes::len) + 64;
+            if slice >= FOLD_SLICE_BYTES {
+                slice = 0;
+                self.end_slice()?;
             }
         }
-        self.tables.flush()?;
-        self.tables.write_applied(mark)?;
-        self.tables.flush()?;
-        self.shared.set_applied(mark);
-        Ok(())
+        finish(&self.tables, after)?;
+        self.shared.set_applied(after);
+        Ok(after)
     }
 
     /// Writes out what is pending, so that no single large sync holds up the log's, and leaves the
@@ -69,4 +86,24 @@ impl Checkpointer {
         }
         Ok(())
     }
+}
+
+/// All rows of `goal` are written: makes them durable, and then says so.
+fn finish(tables: &Tables, goal: Checkpoint) -> Result<(), StorageError> {
+    tables.flush()?;
+    tables.write_applied(goal, goal)?;
+    tables.flush()?;
+    Ok(())
+}
+
+/// Ends a fold up to `goal` that a crash cut short; `records` are those that it folded.
+pub(crate) fn resume<'a>(
+    tables: &Tables,
+    records: impl Iterator<Item = &'a Record>,
+    goal: Checkpoint,
+) -> Result<(), StorageError> {
+    for effect in records.flat_map(|record| &record.entries).flat_map(|entry| &entry.effects) {
+        tables.fold(effect.table, &effect.key, effect.value.as_deref(), true)?;
+    }
+    finish(tables, goal)
 }

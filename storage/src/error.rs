@@ -159,6 +159,14 @@ pub enum Damage {
         /// What is wrong.
         reason: &'static str,
     },
+    /// The rows of a table do not come to its running digest.
+    #[error(
+        "the rows of table {table} are not those that were written (their digest differs): at least one is lost, changed or stale"
+    )]
+    BadDigest {
+        /// The table's name.
+        table: &'static str,
+    },
     /// A row of the internal `meta` table is missing or damaged.
     #[error("the row {row:?} of table meta is {problem}")]
     BadMeta {

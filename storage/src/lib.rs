@@ -42,12 +42,14 @@
 //! The layout on disk is described in `docs/disk-format.md`.
 
 pub mod checkpoint;
+pub mod digest;
 pub mod engine;
 pub mod error;
 pub mod limits;
 pub mod open;
 pub mod overlay;
 pub mod record;
+pub mod scrub;
 pub mod snapshot;
 pub mod state;
 pub mod writer;
@@ -69,11 +71,13 @@ const _: () = {
 };
 
 pub use checkpoint::Checkpointer;
+pub use digest::{Checkpoint, Digests};
 pub use error::{Cause, Damage, DecodeError, EngineError, OpenError, StorageError};
 pub use folder::open_dir;
 pub use open::{Disk, Opened, Options, Recovered, open};
 pub use overlay::Generation;
 pub use record::{Effect, Entry, Index, Mark, Record, Table, View};
+pub use scrub::Scrubbed;
 pub use snapshot::{Coverage, Cursor, Incoming, Rows, Site};
 pub use state::{Scan, ScanRow, Seen, State, Toucher};
 pub use writer::LogWriter;

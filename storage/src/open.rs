@@ -7,11 +7,12 @@
 //! 4. Both databases must belong to `head`'s store; `meta` names the applied point.
 //! 5. The log is read from its first record, every row checked. A hole that a torn last group
 //!    explains ends it, and the rows beyond are removed, durably; any other is fatal.
-//! 6. The log's end must be at or beyond `head`'s last record and the applied point, with the same
-//!    chain values there.
-//! 7. Records after the applied point are staged. Those up to the highest committed index that any
+//! 6. The log's end must be at or beyond `head`'s last record, the applied point and the end of a
+//!    checkpoint that was cut short, with the same chain values there.
+//! 7. That checkpoint is finished: its records are folded again.
+//! 8. Records after the applied point are staged. Those up to the highest committed index that any
 //!    record carries are committed.
-//! 8. A synced slot says what was found.
+//! 9. A synced slot says what was found.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,12 +20,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::checkpoint::Checkpointer;
+use crate::checkpoint::{self, Checkpointer};
+use crate::digest::Checkpoint;
 use crate::engine::{Engine, HeadFile, Tree};
 use crate::error::{Damage, EngineError, OpenError, StorageError};
 use crate::head::{Found, Head};
 use crate::log::{self, Assembler, LogRow, damaged, row_key};
 use crate::record::{Index, Mark, Record, View};
+use crate::scrub::Pass;
 use crate::snapshot::Site;
 use crate::state::{Shared, State};
 use crate::tables::{self, Tables};
@@ -128,14 +131,21 @@ pub(crate) fn open_or_create(
         tracing::info!(after = head.slot().last.index.0, "finishing a cut of the log");
         finish_cut(&*log, &mut head)?;
     }
-    let applied = tables.read_applied()?;
-    let replay = replay(&*log, &head, applied)?;
+    let (mut applied, goal) = tables.read_applied()?;
+    let mut replay = replay(&*log, &head, applied.mark, goal.mark)?;
     if replay.removed_rows > 0 {
         tracing::info!(
             rows = replay.removed_rows,
             last = replay.last.index.0,
             "removed a torn last group of the log"
         );
+    }
+
+    if goal != applied {
+        tracing::info!(upto = goal.mark.index.0, "finishing a checkpoint");
+        let folded = replay.split_off_folded(goal.mark.index);
+        checkpoint::resume(&tables, folded.iter().map(AsRef::as_ref), goal)?;
+        applied = goal;
     }
 
     let first = head.slot().first;
@@ -146,14 +156,14 @@ pub(crate) fn open_or_create(
     }
     let last = replay.last;
     state.note_persisted(last.index);
-    state.commit(replay.committed.clamp(applied.index, last.index));
+    state.commit(replay.committed.clamp(applied.mark.index, last.index));
     head.write(|slot| slot.last = last)?;
 
     let recovered = Recovered {
         first,
         last: last.index,
         last_view: last.view,
-        applied: applied.index,
+        applied: applied.mark.index,
         committed: state.committed(),
         removed_rows: replay.removed_rows,
     };
@@ -164,7 +174,7 @@ pub(crate) fn open_or_create(
         tables,
         log: log.clone(),
         shared: shared.clone(),
-        recovered: last.index,
+        pass: Pass::new(),
         pause,
         site,
         store_id,
@@ -192,7 +202,7 @@ fn read_head(
         let place = file.place().to_owned();
         return Err(StorageError::Damaged { place, damage: Damage::NoHead }.into());
     };
-    Ok(create(log, tables, file, store_id, Mark::default(), Bytes::new())?)
+    Ok(create(log, tables, file, store_id, Checkpoint::default(), Bytes::new())?)
 }
 
 /// Makes a store of what `tables` holds, which is the state at `applied`. It counts once the head
@@ -202,15 +212,15 @@ pub(crate) fn create(
     tables: &Tables,
     head: Box<dyn HeadFile>,
     store_id: u128,
-    applied: Mark,
+    applied: Checkpoint,
     state: Bytes,
 ) -> Result<Head, EngineError> {
     tables::write_store(log, store_id)?;
     tables::write_store(tables.engine(), store_id)?;
-    tables.write_applied(applied)?;
+    tables.write_applied(applied, applied)?;
     log.flush()?;
     tables.flush()?;
-    Head::create(head, store_id, applied, state)
+    Head::create(head, store_id, applied.mark, state)
 }
 
 /// What the log holds.
@@ -224,8 +234,9 @@ struct Replay {
     removed_rows: usize,
 }
 
-/// Reads and checks the log, and removes a torn last group.
-fn replay(log: &dyn Engine, head: &Head, applied: Mark) -> Result<Replay, OpenError> {
+/// Reads and checks the log, and removes a torn last group. The tables vouch for `applied` and for
+/// `goal`, up to where they may have been folded.
+fn replay(log: &dyn Engine, head: &Head, applied: Mark, goal: Mark) -> Result<Replay, OpenError> {
     let wrap = |damage| damaged(log, damage);
     let slot = head.slot();
     if slot.first > applied.index.next() {
@@ -252,10 +263,10 @@ fn replay(log: &dyn Engine, head: &Head, applied: Mark) -> Result<Replay, OpenEr
             continue;
         }
         if let Some(encoded) = assembler.push(&row).map_err(wrap)? {
-            replay.take(&row, encoded, slot.last, applied).map_err(wrap)?;
+            replay.take(&row, encoded, [slot.last, applied, goal], applied).map_err(wrap)?;
         }
     }
-    replay.check_end(&assembler, torn.as_deref(), slot.last, applied).map_err(wrap)?;
+    replay.check_end(&assembler, torn.as_deref(), slot.last, goal).map_err(wrap)?;
     if torn.is_some() || assembler.expected().1 > 0 {
         replay.removed_rows = remove_after(log, replay.last.index)?;
     }
@@ -268,26 +279,41 @@ impl Replay {
         &mut self,
         row: &LogRow,
         encoded: Bytes,
-        durable: Mark,
+        vouched: [Mark; 3],
         applied: Mark,
     ) -> Result<(), Damage> {
         let mark = row.mark();
-        for known in [durable, applied] {
+        for known in vouched {
             if mark.index == known.index && mark != known {
                 let reason = "another one was known to be durable here";
                 return Err(Damage::BrokenChain { index: mark.index, reason });
             }
         }
         if mark.index <= applied.index {
-            if self.views.back().is_none_or(|(_, view)| *view != mark.view) {
-                self.views.push_back((mark.index, mark.view));
-            }
+            self.note_view(mark.index, mark.view);
         } else {
             self.records.push(log::decode(mark.index, encoded)?);
         }
         self.committed = self.committed.max(row.header.committed);
         self.last = mark;
         Ok(())
+    }
+
+    fn note_view(&mut self, index: Index, view: View) {
+        if self.views.back().is_none_or(|(_, last)| *last != view) {
+            self.views.push_back((index, view));
+        }
+    }
+
+    /// Takes out the records up to `upto`, which the tables will hold.
+    fn split_off_folded(&mut self, upto: Index) -> Vec<Arc<Record>> {
+        let later = self.records.partition_point(|record| record.index <= upto);
+        let later = self.records.split_off(later);
+        let folded = std::mem::replace(&mut self.records, later);
+        for record in &folded {
+            self.note_view(record.index, record.view);
+        }
+        folded
     }
 
     /// Checks that the log ends where it may: not before what was durable, and not at a hole that a

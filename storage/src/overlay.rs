@@ -141,11 +141,13 @@ impl Generation {
         self.frozen.bytes
     }
 
-    /// The rows of `table`, in key order, each in its state as of [`Self::upto`].
-    pub(crate) fn rows(&self, table: Table) -> impl Iterator<Item = (&Bytes, Option<&Bytes>)> {
-        let rows = self.frozen.layers[table.slot()].iter();
-        rows.filter_map(|(key, versions)| {
-            versions.at(self.frozen.upto).map(|version| (key, version.value.as_ref()))
+    /// The rows, in the order of tables and keys, each in its state as of [`Self::upto`].
+    pub(crate) fn all_rows(&self) -> impl Iterator<Item = (Table, &Bytes, Option<&Bytes>)> {
+        Table::ALL.into_iter().flat_map(move |table| {
+            self.frozen.layers[table.slot()].iter().filter_map(move |(key, versions)| {
+                let version = versions.at(self.frozen.upto)?;
+                Some((table, key, version.value.as_ref()))
+            })
         })
     }
 }

@@ -17,10 +17,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::checkpoint::Checkpointer;
+use crate::digest::{Checkpoint, Digests};
 use crate::engine::{Engine, HeadFile};
 use crate::error::{OpenError, StorageError};
-use crate::limits::{FOLD_SLICE_BYTES, INCOMING_FLUSH_BYTES};
-use crate::log;
+use crate::limits::INCOMING_FLUSH_BYTES;
 use crate::open::{Disk, create};
 use crate::record::{Effect, Entry, Index, Mark, Table};
 use crate::tables::Tables;
@@ -47,6 +47,11 @@ impl Cursor {
     pub fn start() -> Self {
         Self { table: Table::ALL[0], start: Bytes::new() }
     }
+
+    /// Whether the row `key` is one of those before it.
+    pub(crate) fn is_beyond(&self, table: Table, key: &[u8]) -> bool {
+        (self.table, &self.start[..]) > (table, key)
+    }
 }
 
 /// Rows of the tables, in the order of tables and keys.
@@ -56,8 +61,8 @@ pub struct Rows {
     pub entry: Entry,
     /// Where to go on; none after the last row.
     pub next: Option<Cursor>,
-    /// The applied point at which they were read.
-    pub applied: Mark,
+    /// The state of the tables when they were read.
+    pub applied: Checkpoint,
 }
 
 /// Which effects the rows of a snapshot show already: those of the records up to the applied point
@@ -71,7 +76,7 @@ pub struct Coverage {
 impl Coverage {
     /// Takes note of the next rows.
     pub fn add(&mut self, rows: &Rows) {
-        let applied = rows.applied.index;
+        let applied = rows.applied.mark.index;
         self.spans.pop_if(|(_, index)| *index == applied);
         self.spans.push((rows.next.clone(), applied));
     }
@@ -79,20 +84,20 @@ impl Coverage {
     /// Whether the rows show this effect of record `index`: it need not be sent.
     #[must_use]
     pub fn shows(&self, index: Index, effect: &Effect) -> bool {
-        let is_before =
-            |cursor: &Cursor| (cursor.table, &cursor.start) <= (effect.table, &effect.key);
         let spans = &self.spans;
-        let span = spans.partition_point(|(end, _)| end.as_ref().is_some_and(is_before));
+        let span = spans.partition_point(|(end, _)| {
+            end.as_ref().is_some_and(|end| !end.is_beyond(effect.table, &effect.key))
+        });
         spans.get(span).is_some_and(|(_, applied)| index <= *applied)
     }
 }
 
 impl Checkpointer {
     /// Reads rows from `from` on, until `max_bytes` are reached. No checkpoint folds meanwhile: the
-    /// rows are those of one applied point, but for those that a fold which a crash cut short left in
-    /// flux; they may be left out.
+    /// rows are those of one applied point.
     pub fn read_rows(&self, from: &Cursor, max_bytes: usize) -> Result<Rows, StorageError> {
-        let mut rows = Rows { entry: Entry::default(), next: None, applied: self.shared.applied() };
+        let applied = self.checkpoint();
+        let mut rows = Rows { entry: Entry::default(), next: None, applied };
         let mut bytes = 0;
         for table in Table::ALL.into_iter().filter(|table| *table >= from.table) {
             let start = if table == from.table { from.start.clone() } else { Bytes::new() };
@@ -102,34 +107,13 @@ impl Checkpointer {
                     rows.next = Some(Cursor { table, start: key });
                     return Ok(rows);
                 }
-                let value = match self.tables.value(table, &key, &row) {
-                    Err(StorageError::Damaged { .. }) if self.is_in_flux(table, &key)? => continue,
-                    value => value?,
-                };
+                let value = self.tables.value(table, &key, &row)?;
                 let effect = Effect::put(table, key, value);
                 bytes += effect.bytes();
                 rows.entry.effects.push(effect);
             }
         }
         Ok(rows)
-    }
-
-    /// Whether a fold that a crash cut short may have left this row half written. A record after the
-    /// applied point writes it then: whoever gets the snapshot gets that too.
-    fn is_in_flux(&self, table: Table, key: &Bytes) -> Result<bool, StorageError> {
-        let mut next = self.shared.applied().index.next();
-        while next <= self.recovered {
-            let end = self.recovered.next();
-            let records = log::read_records(&*self.log, next, end, FOLD_SLICE_BYTES)?;
-            let Some(last) = records.last() else { return Ok(false) };
-            next = last.index.next();
-            let entries = records.iter().flat_map(|record| &record.entries);
-            let mut effects = entries.flat_map(|entry| &entry.effects);
-            if effects.any(|effect| effect.table == table && effect.key == *key) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// Begins to build a store that will replace this one, under the same id. An earlier attempt is
@@ -142,6 +126,7 @@ impl Checkpointer {
             head: disk.head,
             site: self.site.clone(),
             store_id: self.store_id,
+            digests: Digests::default(),
             unflushed: 0,
         })
     }
@@ -155,14 +140,17 @@ pub struct Incoming {
     head: Box<dyn HeadFile>,
     site: Arc<dyn Site>,
     store_id: u128,
+    digests: Digests,
     unflushed: usize,
 }
 
 impl Incoming {
     /// Folds the next entry of the snapshot.
     pub fn fold(&mut self, entry: &Entry) -> Result<(), StorageError> {
-        for effect in &entry.effects {
-            self.tables.fold(effect.table, &effect.key, effect.value.as_deref(), false)?;
+        for Effect { table, key, value } in &entry.effects {
+            let old = self.tables.get(*table, key)?;
+            self.digests.replace(*table, key, old.as_deref(), value.as_deref());
+            self.tables.fold(*table, key, value.as_deref(), false)?;
         }
         self.unflushed += entry.bytes();
         if self.unflushed >= INCOMING_FLUSH_BYTES {
@@ -172,12 +160,19 @@ impl Incoming {
         Ok(())
     }
 
+    /// What the rows come to so far.
+    #[must_use]
+    pub fn digests(&self) -> Digests {
+        self.digests
+    }
+
     /// The snapshot is complete: its state is that at `end`. Makes the store whole, with `state` as
     /// the replication's, and the one that the next open finds. The caller opens it before it does
     /// anything else with the old one.
     pub fn finish(self, end: Mark, state: Bytes) -> Result<(), OpenError> {
-        let Self { tables, log, head, site, store_id, .. } = self;
-        let head = create(&*log, &tables, head, store_id, end, state)?;
+        let Self { tables, log, head, site, store_id, digests, .. } = self;
+        let state_at_end = Checkpoint { mark: end, digests };
+        let head = create(&*log, &tables, head, store_id, state_at_end, state)?;
         drop((tables, log, head));
         site.accept()
     }

@@ -12,12 +12,13 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 
+use crate::digest::Checkpoint;
 use crate::engine::{Engine, Rows};
 use crate::error::{Damage, StorageError};
 use crate::limits::TAIL_BYTES_MAX;
 use crate::log::{self, damaged};
 use crate::overlay::{Generation, Overlay, Range};
-use crate::record::{Entry, Index, Mark, Record, Table, View};
+use crate::record::{Entry, Index, Record, Table, View};
 use crate::tables::Tables;
 
 /// What the threads of a store tell each other.
@@ -26,11 +27,11 @@ pub(crate) struct Shared {
     /// The first record that the log still has. Written by the log writer before it removes rows.
     first: AtomicU64,
     /// The checkpoint. Written by the checkpoint thread once it is durable.
-    applied: Mutex<Mark>,
+    applied: Mutex<Checkpoint>,
 }
 
 impl Shared {
-    pub(crate) fn new(first: Index, applied: Mark) -> Self {
+    pub(crate) fn new(first: Index, applied: Checkpoint) -> Self {
         Self { first: AtomicU64::new(first.0), applied: Mutex::new(applied) }
     }
 
@@ -42,12 +43,12 @@ impl Shared {
         self.first.store(first.0, Ordering::Release);
     }
 
-    pub(crate) fn applied(&self) -> Mark {
+    pub(crate) fn applied(&self) -> Checkpoint {
         *self.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn set_applied(&self, mark: Mark) {
-        *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = mark;
+    pub(crate) fn set_applied(&self, checkpoint: Checkpoint) {
+        *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = checkpoint;
     }
 }
 
@@ -103,7 +104,7 @@ impl State {
         shared: Arc<Shared>,
         views: VecDeque<(Index, View)>,
     ) -> Self {
-        let applied = shared.applied();
+        let applied = shared.applied().mark;
         Self {
             tables,
             log,

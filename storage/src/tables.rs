@@ -5,8 +5,8 @@
 //!                      1 │ length u32 │ crc32 of the value u32    a longer one; the rest is in
 //! row of `chunks`      a piece of up to 16 KiB, under the key
 //!                      table u8 │ key length u16 big-endian │ key │ number u32 big-endian
-//! row `applied` of     index u64 │ view u64 │ chain u32 │ crc32 of that u32
-//! `meta`
+//! row `applied` of     place │ place │ crc32 of that u32
+//! `meta`               place = index u64 │ view u64 │ chain u32 │ five digests u128
 //! row `store` of       format u32 │ store id u128 │ crc32 of that u32
 //! `meta` (also in the log database)
 //! ```
@@ -18,12 +18,14 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use crate::digest::{Checkpoint, Digests};
 use crate::engine::{Engine, Rows, Tree};
 use crate::error::{Damage, EngineError, StorageError};
 use crate::limits::{CHUNK, FORMAT};
 use crate::log::damaged;
 use crate::record::{Index, Mark, Table, View};
 
+const PLACE_BYTES: usize = 20 + Digests::BYTES;
 const INLINE: u8 = 0;
 const CHUNKED: u8 = 1;
 const CHUNKED_BYTES: usize = 9;
@@ -102,7 +104,7 @@ impl Tables {
     }
 
     /// Writes or deletes a row. `thorough` looks for chunks of an earlier value even if the row
-    /// has none: a checkpoint that a crash cut short may have left some.
+    /// has none: a fold that a crash cut short may have left some.
     pub(crate) fn fold(
         &self,
         table: Table,
@@ -156,24 +158,30 @@ impl Tables {
         self.engine.flush()
     }
 
-    /// Writes the checkpoint's place. It counts once flushed.
-    pub(crate) fn write_applied(&self, mark: Mark) -> Result<(), EngineError> {
+    /// Writes which state the tables hold, and the one that is being made of it: as long as the two
+    /// differ, rows may be of either. It counts once flushed.
+    pub(crate) fn write_applied(
+        &self,
+        done: Checkpoint,
+        goal: Checkpoint,
+    ) -> Result<(), EngineError> {
         let mut row = BytesMut::new();
-        row.put_u64_le(mark.index.0);
-        row.put_u64_le(mark.view.0);
-        row.put_u32_le(mark.chain);
+        for Checkpoint { mark, digests } in [done, goal] {
+            row.put_u64_le(mark.index.0);
+            row.put_u64_le(mark.view.0);
+            row.put_u32_le(mark.chain);
+            row.put_slice(&digests.to_bytes());
+        }
         row.put_u32_le(crc32fast::hash(&row));
         self.engine.insert(Tree::Meta, b"applied", &row).map(drop)
     }
 
-    /// Reads the checkpoint's place.
-    pub(crate) fn read_applied(&self) -> Result<Mark, StorageError> {
-        let row = meta_row::<24>(&*self.engine, "applied")?;
+    /// Reads which state the tables hold, and the one that is being made of it.
+    pub(crate) fn read_applied(&self) -> Result<(Checkpoint, Checkpoint), StorageError> {
+        let row = meta_row::<{ 2 * PLACE_BYTES + 4 }>(&*self.engine, "applied")?;
         let row = row.ok_or_else(|| bad_meta(&*self.engine, "applied", "missing"))?;
-        let u32_at =
-            |at: usize| u32::from_le_bytes([row[at], row[at + 1], row[at + 2], row[at + 3]]);
-        let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
-        Ok(Mark { index: Index(u64_at(0)), view: View(u64_at(8)), chain: u32_at(16) })
+        let (done, goal) = row.split_at(PLACE_BYTES);
+        Ok((checkpoint(done), checkpoint(goal)))
     }
 
     /// Whether no table has a row.
@@ -196,6 +204,15 @@ impl Tables {
         // A fold may be changing the row: nothing about it is an error here.
         let _ = self.get(table, key);
     }
+}
+
+/// Reads a place, and what may follow it.
+fn checkpoint(place: &[u8]) -> Checkpoint {
+    let u32_at = |at: usize| u32::from_le_bytes(place[at..at + 4].try_into().expect("four bytes"));
+    let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
+    let mark = Mark { index: Index(u64_at(0)), view: View(u64_at(8)), chain: u32_at(16) };
+    let digests = place[20..PLACE_BYTES].try_into().expect("so many bytes");
+    Checkpoint { mark, digests: Digests::from_bytes(digests) }
 }
 
 fn chunk_key(table: Table, key: &[u8], number: u32) -> Vec<u8> {

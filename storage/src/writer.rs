@@ -71,7 +71,7 @@ impl LogWriter {
     /// If `after` is below the checkpoint or beyond the last record, or `state` is longer than
     /// [`STATE_BYTES_MAX`](crate::limits::STATE_BYTES_MAX).
     pub fn cut(&mut self, after: Index, state: &[u8]) -> Result<(), StorageError> {
-        let (applied, last) = (self.shared.applied(), self.last.index);
+        let (applied, last) = (self.shared.applied().mark, self.last.index);
         assert!(after >= applied.index, "{after} is cut though {} is applied", applied.index);
         assert!(after <= last, "{after} is cut though {last} is the last record");
         if after == last {
@@ -109,7 +109,7 @@ impl LogWriter {
     /// Removes records up to `upto`, lowest first, but never the last applied one nor any after
     /// it. A call does a bounded piece of work: true if more is left for another.
     pub fn prune(&mut self, upto: Index) -> Result<bool, StorageError> {
-        let upto = upto.min(self.shared.applied().index.previous());
+        let upto = upto.min(self.shared.applied().mark.index.previous());
         if self.head.slot().first <= upto {
             self.head.write(|slot| slot.first = upto.next())?;
             self.shared.set_first(upto.next());

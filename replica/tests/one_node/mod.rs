@@ -9,7 +9,9 @@ use onlyonce_replica::{
     Replica, ReplyTo, SnapshotId,
 };
 use onlyonce_storage::engine::memory::MemoryDisk;
-use onlyonce_storage::{Checkpointer, Entry, Index, LogWriter, Mark, Opened, Options, View, open};
+use onlyonce_storage::{
+    Checkpoint, Checkpointer, Digests, Entry, Index, LogWriter, Mark, Opened, Options, View, open,
+};
 use onlyonce_wire::authority::{Member, Register, Revision, Versioned};
 use onlyonce_wire::client::{Execute, ExecuteId, Operation, Request, Write};
 use onlyonce_wire::{CallId, ClusterId, IdempotencyKey, Incarnation, ProposalId, StoreId, codec};
@@ -54,6 +56,10 @@ pub struct Node {
     pub stopped: Option<String>,
     /// Where the snapshot ends on which it is to begin anew.
     pub installs: Option<Index>,
+    /// How often its tables were to be scrubbed; the test gives the end.
+    pub scrubs: usize,
+    /// The checkpoint that n2's echoes name.
+    pub echoed: Option<Checkpoint>,
 }
 
 impl Node {
@@ -97,6 +103,8 @@ impl Node {
             calls: 0,
             stopped: None,
             installs: None,
+            scrubs: 0,
+            echoed: None,
         };
         node.carry_out(effects);
         node
@@ -171,8 +179,8 @@ impl Node {
                 Effect::Propose { expected, register } => self.swap(expected, register),
                 Effect::Stop(reason) => self.stopped = Some(reason),
                 Effect::Checkpoint(generation) => {
-                    self.checkpointer.fold(&generation).expect("fold");
-                    self.give(Event::Checkpointed);
+                    let checkpoint = self.checkpointer.fold(&generation).expect("fold");
+                    self.give(Event::Checkpointed(checkpoint));
                 }
                 Effect::Prune { upto } => while self.log.prune(upto).expect("prune") {},
                 Effect::ReadRows { id, from } => {
@@ -180,7 +188,10 @@ impl Node {
                     self.give(Event::RowsRead { id, rows });
                 }
                 Effect::Reply { .. } | Effect::Know(_) | Effect::Release(_) => {}
-                Effect::Receive { id, number, .. } => self.give(Event::Received { id, number }),
+                Effect::Receive { id, number, .. } => {
+                    self.give(Event::Received { id, number, digests: Digests::default() });
+                }
+                Effect::Scrub => self.scrubs += 1,
                 Effect::Install { end, .. } => self.installs = Some(end.index),
             }
         }
@@ -291,7 +302,8 @@ impl Node {
                 _ => None,
             });
             let (id, number, piece) = message.expect("a snapshot is sent");
-            self.hear(PeerMessage::SnapshotOk { id, number });
+            let digests = self.checkpointer.checkpoint().digests;
+            self.hear(PeerMessage::SnapshotOk { id, number, digests });
             self.tick(5);
             if let Piece::End(end) = piece {
                 return end.index;
@@ -308,7 +320,8 @@ impl Node {
     pub fn echo(&mut self) {
         for message in std::mem::take(&mut self.sent) {
             if let PeerMessage::Heartbeat { nonce, register, .. } = message {
-                self.hear(PeerMessage::Echo { view: View(register.view.0), nonce });
+                let (view, checkpoint) = (View(register.view.0), self.echoed);
+                self.hear(PeerMessage::Echo { view, nonce, checkpoint });
             }
         }
     }

@@ -279,6 +279,7 @@ impl Testbed {
                     let process = self.nodes[at].process.as_mut().expect("it is stepped");
                     process.folding = Some(generation);
                 }
+                Effect::Scrub => panic!("a node suspects its tables"),
                 Effect::Stop(reason) if self.may_stop => {
                     self.stopped.push((at, reason));
                     self.nodes[at].process = None;
@@ -423,8 +424,8 @@ impl Testbed {
         }
         let Some(process) = &mut self.nodes[at].process else { return };
         if let Some(generation) = process.folding.take() {
-            process.checkpointer.fold(&generation).expect("fold");
-            self.give(at, Event::Checkpointed);
+            let checkpoint = process.checkpointer.fold(&generation).expect("fold");
+            self.give(at, Event::Checkpointed(checkpoint));
         }
     }
 

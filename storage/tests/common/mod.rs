@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use onlyonce_storage::engine::memory::MemoryDisk;
 use onlyonce_storage::{
-    Effect, Entry, Index, OpenError, Opened, Options, Record, Table, View, open,
+    Effect, Entry, Index, OpenError, Opened, Options, Record, Scrubbed, StorageError, Table, View,
+    open,
 };
 
 /// The id that new stores of tests get.
@@ -27,9 +28,21 @@ pub fn try_open(disk: &MemoryDisk) -> Result<Opened, OpenError> {
     open(disk.disk(), &options())
 }
 
-/// Opens a store that must open.
+/// Opens a store that must open, and whose tables must be what was written.
 pub fn reopen(disk: &MemoryDisk) -> Opened {
-    try_open(disk).expect("the store opens")
+    let mut store = try_open(disk).expect("the store opens");
+    scrub(&mut store).expect("every row is what was written");
+    store
+}
+
+/// Adds up all rows; returns how many there are.
+pub fn scrub(store: &mut Opened) -> Result<u64, StorageError> {
+    store.checkpointer.restart_scrub();
+    loop {
+        if let Scrubbed::Whole { rows } = store.checkpointer.scrub(1 << 10)? {
+            return Ok(rows);
+        }
+    }
 }
 
 /// An entry that writes one row.
