@@ -3,7 +3,9 @@
 //! A stop at run time is immediate. Destructors do not run: the log on disk is what a restart goes
 //! by, and a thread that is stuck in a flush must not hold the exit up.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Why a process could not start or go on.
@@ -49,6 +51,19 @@ pub fn stop(message: &str) -> ! {
     std::process::exit(1)
 }
 
+/// The data folder that is being opened or read through, if one is.
+static READING: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// Does what reads all of the data folder `data`. The database panics over some damage that it has no
+/// error for: if it does, the message names the folder.
+pub fn reading<T>(data: &Path, read: impl FnOnce() -> T) -> T {
+    let set = |path| *READING.lock().unwrap_or_else(PoisonError::into_inner) = path;
+    set(Some(data.to_owned()));
+    let result = read();
+    set(None);
+    result
+}
+
 /// From now on a panic on any thread is reported and aborts the process: a broken invariant must
 /// not leave the other threads running on it.
 pub fn abort_on_panic() {
@@ -56,6 +71,12 @@ pub fn abort_on_panic() {
     std::panic::set_hook(Box::new(move |info| {
         tracing::error!("panic, aborting: {info}");
         report(info);
+        if let Ok(Some(data)) = READING.try_lock().as_deref() {
+            eprintln!(
+                "onced: panic while it read the data folder {}: if that happens again, its files are damaged: move it away and start the node on a new, empty one: it catches up from the others (a lone node has no other copy)",
+                data.display()
+            );
+        }
         std::process::abort();
     }));
 }

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use onlyonce_storage::{OpenError, Options, Scrubbed, open_dir};
+use onlyonce_storage::{OpenError, Opened, Options, Scrubbed, open_dir};
 
-use crate::exit::ExitError;
+use crate::exit::{self, ExitError};
 use crate::serve::say;
 
 /// The bytes of rows that are added up at a time.
@@ -16,13 +16,7 @@ pub fn run(data: &Path) -> Result<(), ExitError> {
         let problem = format!("--data {}: no data folder of a node is there", data.display());
         return Err(ExitError::Usage(problem));
     }
-    let mut store = open_dir(data, &Options::new(0))?;
-    let rows = loop {
-        match store.checkpointer.scrub(PIECE_BYTES).map_err(OpenError::from)? {
-            Scrubbed::Part => {}
-            Scrubbed::Whole { rows } => break rows,
-        }
-    };
+    let (store, rows) = exit::reading(data, || read_all(data))?;
     let checkpoint = store.checkpointer.checkpoint();
     say(&format!(
         "store {:032x}: all is what was written: records {} to {}, and {rows} rows as of record {} \
@@ -34,4 +28,14 @@ pub fn run(data: &Path) -> Result<(), ExitError> {
         checkpoint.digests,
     ));
     Ok(())
+}
+
+/// The store, and how many rows its tables have.
+fn read_all(data: &Path) -> Result<(Opened, u64), OpenError> {
+    let mut store = open_dir(data, &Options::new(0))?;
+    loop {
+        if let Scrubbed::Whole { rows } = store.checkpointer.scrub(PIECE_BYTES)? {
+            return Ok((store, rows));
+        }
+    }
 }

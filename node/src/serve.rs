@@ -28,7 +28,7 @@ use crate::clock;
 use crate::config::ServeConfig;
 use crate::core_thread::{CoreInbox, CoreQueue, CoreThread, Outlets, core_queue};
 use crate::counters::Counters;
-use crate::exit::ExitError;
+use crate::exit::{self, ExitError};
 use crate::faults::Faults;
 use crate::http::Http;
 use crate::listeners::{Listening, listen};
@@ -86,7 +86,7 @@ pub fn run(config: &ServeConfig) -> Result<(), ExitError> {
 fn open(config: &ServeConfig) -> Result<Opened, OpenError> {
     let new_store_id = rand::random();
     let options = Options { tables_cache_bytes: config.cache_bytes, ..Options::new(new_store_id) };
-    onlyonce_storage::open_dir(&config.data, &options)
+    exit::reading(&config.data, || onlyonce_storage::open_dir(&config.data, &options))
 }
 
 /// Opens the folder again, which this process itself may still be letting go of.

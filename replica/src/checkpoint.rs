@@ -74,7 +74,7 @@ impl Checkpointing {
     /// Takes the last mark up to `index`, with those before it.
     fn take_mark(&mut self, index: Index) -> Option<Index> {
         let passed = self.marks.partition_point(|mark| *mark <= index);
-        self.marks.drain(..passed).last()
+        self.marks.drain(..passed).next_back()
     }
 
     /// The newest checkpoint of this process.
@@ -132,9 +132,9 @@ impl Replica {
         if self.checkpointing.folding.is_some() || bytes == 0 {
             return Ok(());
         }
-        let waited = self.now.since(self.checkpointing.last);
+        let since = self.now.since(self.checkpointing.last);
         let wanted = self.config.checkpoint_bytes;
-        let is_due = bytes >= wanted || waited > self.config.timing.checkpoint_interval;
+        let is_due = bytes >= wanted || since > self.config.timing.checkpoint_interval;
         if is_due && self.breaks(Rule::UncommittedFolded) {
             self.commit(self.state.persisted());
             self.begin_checkpoint();

@@ -80,3 +80,44 @@ impl Checkpointer {
         self.pass = Pass::new();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::engine::{Tree, sled};
+    use crate::record::{Effect, Entry, Index, Record, View};
+    use crate::{Options, open_dir};
+
+    /// A row that the database loses without a word is missed.
+    #[test]
+    fn what_the_database_lost_is_found() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let data = folder.path().join("data");
+        let mut store = open_dir(&data, &Options::new(1)).expect("a new store");
+        let effects = (0..100).map(|row| Effect::put(Table::Kv, format!("row {row}"), "value"));
+        let entries = vec![Entry { effects: effects.collect() }];
+        let record = Arc::new(Record::new(View(1), Index(1), Index::ZERO, entries));
+        store.state.stage_record(record.clone());
+        store.log.append(&[record]).expect("the disk works");
+        store.state.note_persisted(Index(1));
+        store.state.commit(Index(1));
+        let generation = store.state.freeze().expect("record 1");
+        store.checkpointer.fold(&generation).expect("the disk works");
+        let whole = store.checkpointer.scrub(usize::MAX).expect("all is well");
+        assert_eq!(whole, Scrubbed::Whole { rows: 100 });
+        drop((store, generation));
+
+        let lock = Arc::new(File::create(folder.path().join("lock")).expect("a file"));
+        let tables = sled::open(&data.join("tables"), Tree::TABLES, 1 << 20, lock).expect("opens");
+        assert!(tables.remove(Tree::Table(Table::Kv), b"row 50").expect("removed").is_some());
+        tables.flush().expect("the disk works");
+        drop(tables);
+
+        let mut store = open_dir(&data, &Options::new(1)).expect("open reads no row of kv");
+        let error = store.checkpointer.scrub(usize::MAX).expect_err("a row is lost").to_string();
+        assert!(error.contains("data/tables is damaged: the rows of table kv"), "{error}");
+    }
+}

@@ -15,6 +15,7 @@ pub mod audit;
 pub mod ballast;
 pub mod binaries;
 pub mod cluster;
+pub mod files;
 pub mod http;
 pub mod load;
 pub mod port;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use onlyonce_client::{Client, Error};
 use onlyonce_tests::cluster::BOUND;
+use onlyonce_tests::files::{self, Place, copy_folder};
 use onlyonce_tests::process::run;
 use onlyonce_tests::raw::{append, ask, executed, put};
 use onlyonce_tests::wait::wait_for;
@@ -57,66 +58,15 @@ fn write_and_kill(lone: &mut Lone) -> Rows {
     rows
 }
 
-fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a folder");
-    for entry in fs::read_dir(from).expect("a folder") {
-        let entry = entry.expect("an entry");
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_folder(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).expect("copied");
-        }
-    }
-}
-
-fn files_below(folder: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            files.extend(files_below(&path));
-        } else {
-            files.push(path);
-        }
-    }
-    files.sort();
-    files
-}
-
-/// Places to flip a byte at: spread over `head` and over every file of `log/`, half of these where
-/// there is more than zeros.
-fn positions(data: &Path, random: &mut StdRng) -> Vec<(PathBuf, usize)> {
-    let mut positions = Vec::new();
+/// Places to flip a byte at: spread over `head` and over every file of `log/`.
+fn positions(data: &Path, random: &mut StdRng) -> Vec<Place> {
     let head = data.join("head");
-    let length = fs::read(&head).expect("head").len();
-    for number in 0..HEAD_POSITIONS {
-        let span = length / HEAD_POSITIONS;
-        positions.push((head.clone(), number * span + random.random_range(0..span.max(1))));
-    }
-    let files: Vec<_> = files_below(&data.join("log"))
-        .into_iter()
-        .map(|path| (fs::read(&path).expect("a file"), path))
-        .filter(|(content, _)| !content.is_empty())
+    let span = fs::read(&head).expect("head").len() / HEAD_POSITIONS;
+    let in_head = (0..HEAD_POSITIONS).map(|number| number * span);
+    let mut positions: Vec<_> = in_head
+        .map(|start| Place { file: head.clone(), offset: start + random.random_range(0..span) })
         .collect();
-    let used: Vec<(&PathBuf, usize)> = files
-        .iter()
-        .flat_map(|(content, path)| {
-            let places = content.iter().enumerate().filter(|(_, byte)| **byte != 0);
-            places.map(move |(place, _)| (path, place))
-        })
-        .collect();
-    for (content, path) in &files {
-        for _ in 0..8 {
-            positions.push((path.clone(), random.random_range(0..content.len())));
-        }
-    }
-    let left = POSITIONS.saturating_sub(positions.len());
-    for number in 0..left {
-        let span = used.len() / left;
-        let (path, place) = used[number * span + random.random_range(0..span)];
-        positions.push((path.clone(), place));
-    }
+    positions.extend(files::places(&data.join("log"), POSITIONS - HEAD_POSITIONS, random));
     positions
 }
 
@@ -186,15 +136,12 @@ fn a_flipped_byte_is_named_or_harmless() {
             let (next, verdicts, positions, rows, data) =
                 (&next, &verdicts, &positions, &rows, &data);
             scope.spawn(move || {
-                while let Some((file, place)) = positions.get(next.fetch_add(1, Ordering::SeqCst)) {
+                while let Some(place) = positions.get(next.fetch_add(1, Ordering::SeqCst)) {
                     let _ = fs::remove_dir_all(&copy);
                     copy_folder(data, &copy);
-                    let name = file.strip_prefix(data).expect("a file of the store");
-                    let mut content = fs::read(copy.join(name)).expect("a file");
-                    content[*place] ^= 1 << (place % 8);
-                    fs::write(copy.join(name), content).expect("written");
+                    place.flip(data, &copy);
                     let (verdict, text) = judge(&copy, rows);
-                    let text = format!("{} at {place}: {text}", name.display());
+                    let text = format!("{} at {}: {text}", place.file.display(), place.offset);
                     verdicts.lock().expect("no panic").entry(verdict).or_default().push(text);
                 }
             });
