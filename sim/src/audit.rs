@@ -11,7 +11,7 @@ impl World {
     /// The end: every replica holds what the history comes to, and every client's history has an order.
     pub(crate) fn audit(&self) -> Finding {
         for (at, replica) in self.replicas().enumerate() {
-            let compared = self.ledger.fold.compare(replica.state(), None);
+            let compared = self.ledger.fold.compare(replica.state());
             compared.map_err(|error| format!("I9: n{} at the end: {error}", at + 1))?;
         }
         for key in 0..self.plan.keys {

@@ -31,10 +31,6 @@ pub struct Ledger {
 #[derive(Default)]
 struct Log {
     records: BTreeMap<Index, Bytes>,
-    /// If it began with a snapshot: what was committed then. A fold that a crash had cut short at its
-    /// sender is in it: rows may be ahead up to here, until the records that follow bring all others
-    /// there.
-    snapshot: Option<Index>,
     /// A cut to this index began and was not seen to end: what follows may be there or not.
     cutting: Option<Index>,
 }
@@ -66,8 +62,7 @@ impl Ledger {
         let view = records.get(&end.index).map(|record| Record::decode(record.clone()));
         match view {
             Some(Ok(record)) if record.view == end.view => {
-                let snapshot = Some(self.last());
-                self.disks.insert(store, Log { records, snapshot, cutting: None });
+                self.disks.insert(store, Log { records, cutting: None });
                 Ok(())
             }
             _ => Err(format!("I9: a snapshot ends at {end:?}, which is not committed")),
@@ -103,10 +98,7 @@ impl Ledger {
             }
             next = next.next();
         }
-        let ahead = log.snapshot.filter(|ahead| *ahead > last);
-        self.fold
-            .compare(state, ahead)
-            .map_err(|error| format!("I9: {store} after a restart: {error}"))
+        self.fold.compare(state).map_err(|error| format!("I9: {store} after a restart: {error}"))
     }
 
     /// I2: a view has one primary, and that is one process. Nobody serves once the register may
