@@ -1,0 +1,81 @@
+//! Replicas that hold different rows after the same record. Nothing in the log tells, and each store
+//! is whole for itself: their digests tell.
+
+mod common;
+
+use std::path::Path;
+
+use bytes::Bytes;
+use onlyonce_storage::{Cursor, Options, open_dir};
+use onlyonce_wire::client::{Operation, Outcome, Write as WriteRequest};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use common::{Connection, PATIENCE, Process, incr, onced, serving};
+
+/// Everything that is committed is folded at once.
+const FOLD_SOON: (&str, &str) = ("ONCED_CHECKPOINT_INTERVAL_MS", "100");
+
+fn node(folder: &Path, name: &str, more: &[&str]) -> Process {
+    let data = folder.join(name);
+    let any = "127.0.0.1:0";
+    let mut command = onced(&["serve", "--name", name, "--listen", any, "--peer", any]);
+    command.args(["--http", any, "--data"]).arg(data).args(more);
+    Process::spawn(command.env(FOLD_SOON.0, FOLD_SOON.1))
+}
+
+fn put(key: &'static str, value: &'static str) -> Operation {
+    let (key, value) = (Bytes::from(key), Bytes::from(value));
+    Operation::Write(WriteRequest::Put { key, value })
+}
+
+/// Makes the store in `data` one with another value in a row, whose digests are those of its rows: as
+/// a fault of the program could have made it. What it was when its node stopped must all be folded.
+fn rewrite(data: &Path) {
+    let store = open_dir(data, &Options::new(0)).expect("opens");
+    let mut incoming = store.checkpointer.begin_incoming().expect("begins");
+    let mut rows = store.checkpointer.read_rows(&Cursor::start(), usize::MAX).expect("reads");
+    assert_eq!((rows.next, rows.applied.mark.index), (None, store.state.last().1));
+    let row = rows.entry.effects.iter_mut().find(|effect| effect.key.ends_with(b"row"));
+    row.expect("it was put").value = Some(Bytes::from("another value"));
+    incoming.fold(&rows.entry).expect("folds");
+    incoming.finish(rows.applied.mark, store.state_bytes.clone()).expect("installs");
+}
+
+/// The replica whose rows differ is told so by the primary, whose tables are what was written, and
+/// stops; the primary serves on.
+#[test]
+fn a_replica_with_other_rows_stops() {
+    let folder = TempDir::new().expect("a folder");
+    let data = folder.path().join("authority");
+    let data = data.to_str().expect("a path of text");
+    let authority = Process::start(&["authority", "--data", data, "--listen", "127.0.0.1:0"]);
+    let authority = ["--authority", authority.at("authority")].map(str::to_owned);
+    let [flag, address] = [authority[0].as_str(), authority[1].as_str()];
+    let first = node(folder.path(), "n1", &[flag, address, "--bootstrap"]);
+    first.wait_for("serving", serving);
+    let second = node(folder.path(), "n2", &[flag, address]);
+    second.wait_for("a backup", |status| status["role"] == "backup");
+    let mut client = Connection::client(first.at("client"));
+    assert_eq!(client.execute("a", &put("row", "value")), (Outcome::Done, false));
+    // The view began with record 1, the row is in 2, and a mark follows.
+    second.wait_for("everything folded", |status| {
+        status["applied"] == status["prepared"] && status["applied"].as_u64() > Some(2)
+    });
+    second.signal(Signal::TERM);
+    assert_eq!(second.ended().code(), Some(0));
+    rewrite(&folder.path().join("n2"));
+
+    let mut command = onced(&["serve", "--name", "n2", "--listen", "127.0.0.1:0"]);
+    command.args(["--peer", "127.0.0.1:0", "--http", "127.0.0.1:0", flag, address, "--data"]);
+    command.arg(folder.path().join("n2")).env(FOLD_SOON.0, FOLD_SOON.1);
+    let mut said = tempfile::tempfile().expect("a file");
+    command.stderr(said.try_clone().expect("a file"));
+    let second = Process::spawn(&mut command);
+    second.wait_for("a backup", |status| status["role"] == "backup");
+    assert_eq!(client.execute("b", &incr()), (Outcome::Integer(1), false));
+    assert_eq!(second.ended().code(), Some(1), "within {PATIENCE:?}");
+    let text = common::text_of(&mut said);
+    assert!(text.contains("differ from those of the primary"), "{text}");
+    assert_eq!(client.execute("c", &incr()), (Outcome::Integer(2), false));
+}
