@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use onlyonce_replica::{Event, PIECE_BYTES, SnapshotId};
+use onlyonce_storage::failpoints::{Point, failpoint};
 use onlyonce_storage::{Checkpointer, Cursor, Entry, Generation, Incoming, Mark, Scrubbed};
 use tokio::sync::Notify;
 
@@ -134,6 +135,7 @@ impl CheckpointThread {
         let rows = self.checkpointer.read_rows(from, PIECE_BYTES);
         let rows = done(rows, "the rows of a snapshot cannot be read");
         self.counters.snapshot_bytes_read.add(rows.entry.bytes() as u64);
+        failpoint(Point::SnapshotRead);
         self.core.send(Event::RowsRead { id, rows });
     }
 

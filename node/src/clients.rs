@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use onlyonce_replica::{Event, ReplyTo};
+use onlyonce_storage::failpoints::{Point, failpoint};
 use onlyonce_wire::CallId;
 use onlyonce_wire::client::{
     Answer, ClientFrame, Goodbye, Hello, Limit, Outcome, Refusal, ServerFrame, TxnOutcome, Welcome,
@@ -233,6 +234,9 @@ impl Outbox {
                 }
             }
             let written = written.and(write(&mut stream, &mut buffer).await);
+            if count > 0 {
+                failpoint(Point::ReplyWritten);
+            }
             self.written(count, bytes);
             if written.is_err() || closed {
                 self.lock().closed = true;

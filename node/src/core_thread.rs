@@ -21,6 +21,7 @@ use crate::checkpoint_thread::Work;
 use crate::clients::Connections;
 use crate::clock;
 use crate::exit;
+use crate::failpoints;
 use crate::log_thread::LogQueue;
 use crate::peers::Peers;
 
@@ -194,6 +195,7 @@ impl CoreThread {
     }
 
     fn step(&mut self, event: Event) {
+        failpoints::before_event(&event);
         let changes_view = matches!(event, Event::RegisterRead { .. } | Event::Proposed { .. });
         let effects = self.replica.step(clock::now(), event);
         if changes_view {
@@ -211,6 +213,7 @@ impl CoreThread {
     fn carry_out(&mut self, effects: Vec<Effect>) {
         let outlets = &self.outlets;
         for effect in effects {
+            failpoints::before_effect(&effect);
             match effect {
                 Effect::Reply { to, answer } => outlets.connections.reply(to, answer),
                 Effect::Know(member) => outlets.peers.know(member),

@@ -95,15 +95,17 @@ impl Http {
                     not_allowed("POST")
                 }
             }
+            #[cfg(feature = "failpoints")]
+            "/fault/failpoint" if self.faults.enabled() => {
+                failpoint(request.method(), request.uri().query().unwrap_or_default())
+            }
             _ => plain(StatusCode::NOT_FOUND, "not found: try /status, /metrics or /healthz\n"),
         }
     }
 
     fn partition(&self, query: &str) -> Response<Full<Bytes>> {
-        let value = |key: &str| {
-            query.split('&').filter_map(|pair| pair.split_once('=')).find(|pair| pair.0 == key)
-        };
-        let (Some((_, name)), Some((_, on @ ("true" | "false")))) = (value("peer"), value("on"))
+        let (Some(name), Some(on @ ("true" | "false"))) =
+            (value(query, "peer"), value(query, "on"))
         else {
             let usage = "usage: POST /fault/partition?peer=NAME&on=true|false\n";
             return plain(StatusCode::BAD_REQUEST, usage);
@@ -121,6 +123,32 @@ impl Http {
             return plain(StatusCode::OK, text);
         }
         plain(StatusCode::OK, "ok\n")
+    }
+}
+
+/// The value of `key` in a query.
+fn value<'a>(query: &'a str, key: &str) -> Option<&'a str> {
+    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.find(|pair| pair.0 == key).map(|pair| pair.1)
+}
+
+/// `GET` lists the failpoints, `POST` arms one: it kills this process when it is reached after so
+/// many passes.
+#[cfg(feature = "failpoints")]
+fn failpoint(method: &Method, query: &str) -> Response<Full<Bytes>> {
+    use onlyonce_storage::failpoints::{Point, arm};
+    if *method == Method::GET {
+        let names: Vec<_> = Point::ALL.iter().map(|point| point.name()).collect();
+        return plain(StatusCode::OK, names.join("\n") + "\n");
+    }
+    let passes = value(query, "passes").and_then(|passes| passes.parse().ok());
+    let (Some(name), Some(passes)) = (value(query, "name"), passes) else {
+        let usage = "usage: POST /fault/failpoint?name=POINT&passes=N\n";
+        return plain(StatusCode::BAD_REQUEST, usage);
+    };
+    match arm(name, passes) {
+        Ok(()) => plain(StatusCode::OK, "ok\n"),
+        Err(error) => plain(StatusCode::NOT_FOUND, error + "\n"),
     }
 }
 

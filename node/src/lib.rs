@@ -13,6 +13,7 @@ mod config;
 mod core_thread;
 mod counters;
 mod exit;
+mod failpoints;
 mod faults;
 mod frames;
 mod http;
@@ -38,6 +39,10 @@ use crate::exit::ExitError;
 #[must_use]
 pub fn run() -> ExitCode {
     exit::abort_on_panic();
+    #[cfg(feature = "failpoints")]
+    if let Err(error) = onlyonce_storage::failpoints::arm_from_environment() {
+        return ExitError::Usage(format!("FAILPOINTS: {error}")).report();
+    }
     let ended = match Args::parse().command {
         Command::Serve(args) => serve(&args),
         Command::Authority(args) => authority(&args),

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use onlyonce_replica::{Event, PeerHello, PeerMessage};
+use onlyonce_storage::failpoints::{Point, failpoint};
 use onlyonce_wire::StoreId;
 use onlyonce_wire::authority::Member;
 use onlyonce_wire::codec;
@@ -340,12 +341,15 @@ impl Peers {
     async fn write(&self, peer: &Peer, (mut reader, mut stream): Stream) -> String {
         let mut buffer = BytesMut::new();
         loop {
-            self.fill(peer, &mut buffer);
+            let has_records = self.fill(peer, &mut buffer);
             if !buffer.is_empty() {
                 match timeout(WRITE_STALL, stream.write_all(&buffer)).await {
                     Ok(Ok(())) => self.counters.peer_bytes_sent.add(buffer.len() as u64),
                     Ok(Err(error)) => return error.to_string(),
                     Err(_) => return format!("it took nothing for {WRITE_STALL:?}"),
+                }
+                if has_records {
+                    failpoint(Point::AppendSent);
                 }
                 buffer.clear();
                 continue;
@@ -361,11 +365,13 @@ impl Peers {
         }
     }
 
-    /// Encodes what one write carries: what is urgent, then what fits.
-    fn fill(&self, peer: &Peer, buffer: &mut BytesMut) {
+    /// Encodes what one write carries: what is urgent, then what fits. Returns whether there are
+    /// records in it.
+    fn fill(&self, peer: &Peer, buffer: &mut BytesMut) -> bool {
         let cut = self.faults.cut(peer.addresses().name());
+        let mut has_records = false;
         while buffer.len() < WRITE_BYTES {
-            let Some(message) = peer.queue().pop() else { return };
+            let Some(message) = peer.queue().pop() else { break };
             let payload = codec::encode(&message);
             if cut || payload.len() > PEER_FRAME_BYTES_MAX {
                 if !cut {
@@ -375,7 +381,9 @@ impl Peers {
                 continue;
             }
             put_frame(buffer, &payload);
+            has_records |= matches!(message, PeerMessage::Append { .. });
         }
+        has_records
     }
 
     /// Accepts other nodes' connections for ever.

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::digest::Checkpoint;
 use crate::engine::Engine;
 use crate::error::{Damage, StorageError};
+use crate::failpoints::{Point, failpoint};
 use crate::limits::FOLD_SLICE_BYTES;
 use crate::log::{damaged, mark_of};
 use crate::overlay::Generation;
@@ -61,8 +62,10 @@ impl Checkpointer {
             self.pass.replace(table, key, old.as_deref(), new);
         }
         let after = Checkpoint { mark, digests };
+        failpoint(Point::CheckpointBegin);
         self.tables.write_applied(before, after)?;
         self.tables.flush()?;
+        failpoint(Point::CheckpointIntended);
         let mut slice = 0;
         for (table, key, value) in generation.all_rows() {
             self.tables.fold(table, key, value.map(AsRef::as_ref), false)?;
@@ -81,6 +84,7 @@ impl Checkpointer {
     /// disk to others for a moment.
     fn end_slice(&self) -> Result<(), StorageError> {
         self.tables.flush()?;
+        failpoint(Point::CheckpointSlice);
         if !self.pause.is_zero() {
             std::thread::sleep(self.pause);
         }
@@ -91,8 +95,11 @@ impl Checkpointer {
 /// All rows of `goal` are written: makes them durable, and then says so.
 fn finish(tables: &Tables, goal: Checkpoint) -> Result<(), StorageError> {
     tables.flush()?;
+    failpoint(Point::CheckpointFolded);
     tables.write_applied(goal, goal)?;
+    failpoint(Point::CheckpointApplied);
     tables.flush()?;
+    failpoint(Point::CheckpointEnd);
     Ok(())
 }
 
@@ -104,6 +111,7 @@ pub(crate) fn resume<'a>(
 ) -> Result<(), StorageError> {
     for effect in records.flat_map(|record| &record.entries).flat_map(|entry| &entry.effects) {
         tables.fold(effect.table, &effect.key, effect.value.as_deref(), true)?;
+        failpoint(Point::CheckpointResuming);
     }
     finish(tables, goal)
 }

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use crate::engine::sled::FolderLock;
 use crate::engine::{HeadFile, Tree, sled};
 use crate::error::{Damage, EngineError, OpenError, StorageError};
+use crate::failpoints::{Point, failpoint};
 use crate::limits::{FORMAT, INCOMING_CACHE_BYTES, SEGMENT, SLOT_BYTES};
 use crate::open::{Disk, Opened, Options, open_or_create};
 use crate::snapshot::Site;
@@ -207,11 +208,14 @@ fn settle_incoming(folder: &Path) -> Result<(), OpenError> {
                 continue;
             }
             remove(&old)?;
+            failpoint(Point::ReplaceRemoved);
             fs::rename(&new, &old).map_err(io_error(&old, "put in its place"))?;
+            failpoint(Point::ReplaceMoved);
         }
         sync(folder)?;
         remove(&replace)?;
         sync(folder)?;
+        failpoint(Point::ReplaceEnd);
     }
     remove(&incoming)
 }

@@ -15,6 +15,7 @@ use bytes::Bytes;
 
 use crate::engine::HeadFile;
 use crate::error::{EngineError, OpenError};
+use crate::failpoints::{Point, failpoint};
 use crate::limits::{FORMAT, SLOT_BYTES, STATE_BYTES_MAX};
 use crate::record::{Index, Mark, View};
 
@@ -178,12 +179,17 @@ impl Head {
     pub(crate) fn write(&mut self, change: impl FnOnce(&mut Slot)) -> Result<(), EngineError> {
         change(&mut self.slot);
         self.slot.generation += 1;
+        failpoint(Point::HeadBegin);
         self.file.write(self.next, &self.slot.encode())?;
+        failpoint(Point::HeadWritten);
         self.file.sync()?;
+        failpoint(Point::HeadSynced);
         self.next = 1 - self.next;
         self.ahead = false;
         // A copy, so that a later flipped bit in the slot just written loses nothing.
-        self.write_copy()
+        self.write_copy()?;
+        failpoint(Point::HeadEnd);
+        Ok(())
     }
 
     /// Changes the head without a sync.

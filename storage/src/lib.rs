@@ -45,6 +45,7 @@ pub mod checkpoint;
 pub mod digest;
 pub mod engine;
 pub mod error;
+pub mod failpoints;
 pub mod limits;
 pub mod open;
 pub mod overlay;

@@ -24,6 +24,7 @@ use crate::checkpoint::{self, Checkpointer};
 use crate::digest::Checkpoint;
 use crate::engine::{Engine, HeadFile, Tree};
 use crate::error::{Damage, EngineError, OpenError, StorageError};
+use crate::failpoints::{Point, failpoint};
 use crate::head::{Found, Head};
 use crate::log::{self, Assembler, LogRow, damaged, row_key};
 use crate::record::{Index, Mark, Record, View};
@@ -123,6 +124,7 @@ pub(crate) fn open_or_create(
     let tables = Tables::new(tables);
     log.flush()?;
     tables.flush()?;
+    failpoint(Point::OpenBarrier);
     let mut head = read_head(head, &*log, &tables, create.then_some(options.new_store_id))?;
     let store_id = head.slot().store_id;
     tables::check_store(&*log, store_id)?;
@@ -157,7 +159,9 @@ pub(crate) fn open_or_create(
     let last = replay.last;
     state.note_persisted(last.index);
     state.commit(replay.committed.clamp(applied.mark.index, last.index));
+    failpoint(Point::OpenReplayed);
     head.write(|slot| slot.last = last)?;
+    failpoint(Point::OpenEnd);
 
     let recovered = Recovered {
         first,
@@ -264,6 +268,7 @@ fn replay(log: &dyn Engine, head: &Head, applied: Mark, goal: Mark) -> Result<Re
         }
         if let Some(encoded) = assembler.push(&row).map_err(wrap)? {
             replay.take(&row, encoded, [slot.last, applied, goal], applied).map_err(wrap)?;
+            failpoint(Point::OpenReplaying);
         }
     }
     replay.check_end(&assembler, torn.as_deref(), slot.last, goal).map_err(wrap)?;

@@ -20,6 +20,7 @@ use crate::checkpoint::Checkpointer;
 use crate::digest::{Checkpoint, Digests};
 use crate::engine::{Engine, HeadFile};
 use crate::error::{OpenError, StorageError};
+use crate::failpoints::{Point, failpoint};
 use crate::limits::INCOMING_FLUSH_BYTES;
 use crate::open::{Disk, create};
 use crate::record::{Effect, Entry, Index, Mark, Table};
@@ -157,6 +158,7 @@ impl Incoming {
             self.unflushed = 0;
             self.tables.flush()?;
         }
+        failpoint(Point::SnapshotFolded);
         Ok(())
     }
 
@@ -174,6 +176,9 @@ impl Incoming {
         let state_at_end = Checkpoint { mark: end, digests };
         let head = create(&*log, &tables, head, store_id, state_at_end, state)?;
         drop((tables, log, head));
-        site.accept()
+        failpoint(Point::SnapshotBuilt);
+        site.accept()?;
+        failpoint(Point::SnapshotAccepted);
+        Ok(())
     }
 }

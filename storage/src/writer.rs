@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use crate::engine::{Engine, Tree};
 use crate::error::{Damage, StorageError};
+use crate::failpoints::{Point, failpoint};
 use crate::head::Head;
 use crate::limits::PRUNE_ROWS_MAX;
 use crate::log::{self, damaged, parse_key, row_key};
@@ -46,6 +47,7 @@ impl LogWriter {
     pub fn append(&mut self, records: &[Arc<Record>]) -> Result<(), StorageError> {
         let Some(first) = records.first() else { return Ok(()) };
         let group = first.index;
+        failpoint(Point::LogBegin);
         for record in records {
             let Mark { index: last, view, chain } = self.last;
             let index = record.index;
@@ -57,11 +59,15 @@ impl LogWriter {
                     let reason = "a row was there before it was written";
                     return Err(damaged(&*self.log, Damage::BadRow { index, reason }));
                 }
+                failpoint(Point::LogRow);
             }
             self.last = Mark { index, view: record.view, chain };
         }
+        failpoint(Point::LogRows);
         self.log.flush()?;
+        failpoint(Point::LogFlushed);
         self.head.write_unsynced(self.last)?;
+        failpoint(Point::LogAppended);
         Ok(())
     }
 
@@ -86,12 +92,15 @@ impl LogWriter {
             }
         };
         let state = Bytes::copy_from_slice(state);
+        failpoint(Point::CutBegin);
         self.head.write(|slot| {
             slot.last = mark;
             slot.cutting = true;
             slot.state = state;
         })?;
+        failpoint(Point::CutAnnounced);
         finish_cut(&*self.log, &mut self.head)?;
+        failpoint(Point::CutEnd);
         self.last = mark;
         Ok(())
     }
@@ -102,6 +111,7 @@ impl LogWriter {
     /// If `state` is longer than [`STATE_BYTES_MAX`](crate::limits::STATE_BYTES_MAX).
     pub fn save(&mut self, state: &[u8]) -> Result<(), StorageError> {
         let state = Bytes::copy_from_slice(state);
+        failpoint(Point::StateSaving);
         self.head.write(|slot| slot.state = state)?;
         Ok(())
     }
@@ -110,16 +120,20 @@ impl LogWriter {
     /// it. A call does a bounded piece of work: true if more is left for another.
     pub fn prune(&mut self, upto: Index) -> Result<bool, StorageError> {
         let upto = upto.min(self.shared.applied().mark.index.previous());
+        failpoint(Point::PruneBegin);
         if self.head.slot().first <= upto {
             self.head.write(|slot| slot.first = upto.next())?;
             self.shared.set_first(upto.next());
+            failpoint(Point::PruneAnnounced);
         }
         let end = row_key(self.head.slot().first, 0);
         let rows = self.log.scan(Tree::Records, &[], Some(&end)).take(PRUNE_ROWS_MAX);
         let keys = rows.map(|row| row.map(|(key, _)| key)).collect::<Result<Vec<_>, _>>()?;
         for key in &keys {
             self.log.remove(Tree::Records, key)?;
+            failpoint(Point::PruneRow);
         }
+        failpoint(Point::PruneEnd);
         Ok(keys.len() == PRUNE_ROWS_MAX)
     }
 
@@ -145,8 +159,10 @@ pub(crate) fn finish_cut(log: &dyn Engine, head: &mut Head) -> Result<(), Storag
             break;
         }
         log.remove(Tree::Records, &key)?;
+        failpoint(Point::CutRow);
     }
     log.flush()?;
+    failpoint(Point::CutFlushed);
     head.write(|slot| slot.cutting = false)?;
     Ok(())
 }

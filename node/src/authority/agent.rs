@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use onlyonce_replica::{Event, ProposalResult, ReadId};
+use onlyonce_storage::failpoints::{Point, failpoint};
 use onlyonce_wire::authority::{Register, Revision, Versioned};
 use onlyonce_wire::status::NodeStatus;
 use tokio::runtime::Handle;
@@ -110,7 +111,10 @@ impl<A: Authority> Tasks<A> {
             let swap = async { Ok(self.authority.compare_and_swap(expected, register).await) };
             let swap = self.unless_cut_off(swap).await.unwrap_or_else(Swap::Unknown);
             let result = match swap {
-                Swap::Swapped(revision) => ProposalResult::Won(revision),
+                Swap::Swapped(revision) => {
+                    failpoint(Point::ProposalWon);
+                    ProposalResult::Won(revision)
+                }
                 Swap::Conflict(now) => {
                     tracing::info!(
                         "the proposal of view {view} at revision {} met revision {}",
