@@ -20,6 +20,24 @@ pub fn once() -> PathBuf {
     folder().join("once")
 }
 
+/// The server that can be killed at named points, built when it is missing or old.
+///
+/// # Panics
+/// When cargo cannot build it.
+#[must_use]
+pub fn onced_failpoints() -> PathBuf {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    let find = || {
+        let program = folder().join("onced-failpoints");
+        if std::env::var_os("ONCE_BIN_DIR").is_none() && !is_fresh(&program) {
+            let only = ["--package", "onlyonce-node", "--features", "failpoints", "--bin"];
+            build(folder(), &[&only[..], &["onced-failpoints"]].concat());
+        }
+        program
+    };
+    PROGRAM.get_or_init(find).clone()
+}
+
 /// The folder of the workspace.
 #[must_use]
 pub fn workspace() -> &'static Path {
@@ -39,7 +57,7 @@ pub fn folder() -> &'static Path {
         }
         let folder = own_folder();
         if !is_fresh(&folder.join("onced")) || !is_fresh(&folder.join("once")) {
-            build(&folder);
+            build(&folder, &["--bins"]);
         }
         folder
     })
@@ -78,14 +96,14 @@ fn newest(folder: &Path) -> Option<SystemTime> {
         .max()
 }
 
-fn build(folder: &Path) {
+fn build(folder: &Path, what: &[&str]) {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.current_dir(workspace()).args(["build", "--bins", "--locked", "--quiet"]);
+    command.current_dir(workspace()).args(["build", "--locked", "--quiet"]).args(what);
     command.arg("--target-dir").arg(folder.parent().expect("a profile's folder is in another"));
     if folder.ends_with("release") {
         command.arg("--release");
     }
     let status = command.status().expect("cargo runs");
-    assert!(status.success(), "cannot build onced and once: {command:?} ended with {status}");
+    assert!(status.success(), "cannot build the programs: {command:?} ended with {status}");
 }

@@ -9,6 +9,7 @@ use onlyonce_client::Client;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::binaries;
 use crate::http;
 use crate::port;
 use crate::process::{Daemon, Exit};
@@ -83,6 +84,7 @@ impl Status {
 /// A node's data, its addresses, and its process while it has one.
 pub struct Node {
     name: String,
+    program: PathBuf,
     data: PathBuf,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
@@ -112,6 +114,7 @@ impl Node {
     pub fn new(name: &str, data: &Path, arguments: &[&str], environment: Environment) -> Self {
         Self {
             name: name.to_owned(),
+            program: binaries::onced(),
             data: data.to_owned(),
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
             environment: environment
@@ -171,7 +174,8 @@ impl Node {
         }
         arguments.extend(self.arguments.iter().cloned());
         let _ = writeln!(self.log, "--- {} starts", self.name);
-        self.daemon = Some(Daemon::onced(&self.name, &arguments, &self.environment));
+        let program = &self.program;
+        self.daemon = Some(Daemon::onced(program, &self.name, &arguments, &self.environment));
     }
 
     /// Forgets a process that has ended.
@@ -214,6 +218,11 @@ impl Node {
         let exit = self.daemon.as_mut()?.try_exit()?;
         self.bury();
         Some(exit)
+    }
+
+    /// Sets the program of the processes to come.
+    pub fn run_program(&mut self, program: &Path) {
+        program.clone_into(&mut self.program);
     }
 
     /// Sets a variable for the processes to come.
@@ -401,6 +410,7 @@ pub struct Cluster {
     /// The authority, while it runs.
     pub authority: Option<Daemon>,
     authority_address: SocketAddr,
+    program: PathBuf,
     environment: Vec<(String, String)>,
     folder: TempDir,
 }
@@ -413,15 +423,30 @@ impl Cluster {
     #[must_use]
     #[track_caller]
     pub fn start(nodes: usize, environment: Environment) -> Self {
+        Self::start_program(&binaries::onced(), nodes, environment)
+    }
+
+    /// As [`start`](Self::start); the nodes run this program.
+    ///
+    /// # Panics
+    /// As it.
+    #[must_use]
+    #[track_caller]
+    pub fn start_program(program: &Path, nodes: usize, environment: Environment) -> Self {
         let folder = folder();
         let authority = start_authority(&folder, &port::free_address().to_string());
         let authority_address = authority.address("authority");
         let environment =
             environment.iter().map(|&(key, value)| (key.to_owned(), value.to_owned()));
         let environment = environment.collect();
-        let authority = Some(authority);
-        let mut cluster =
-            Self { nodes: Vec::new(), authority, authority_address, environment, folder };
+        let mut cluster = Self {
+            nodes: Vec::new(),
+            authority: Some(authority),
+            authority_address,
+            program: program.to_owned(),
+            environment,
+            folder,
+        };
         for _ in 0..nodes {
             let node = cluster.add();
             cluster.nodes[node].start();
@@ -440,6 +465,7 @@ impl Cluster {
             arguments.push("--bootstrap");
         }
         let mut node = Node::new(&name, &self.folder.path().join(&name), &arguments, &[]);
+        node.run_program(&self.program);
         for (key, value) in &self.environment {
             node.set(key, value);
         }
@@ -510,20 +536,28 @@ impl Cluster {
     #[expect(clippy::must_use_candidate, reason = "mostly called to wait")]
     pub fn wait_whole(&self) -> usize {
         wait_for("a primary that serves, with every other node as backup", BOUND, || {
-            let primary = self.try_primary()?;
-            let statuses: Vec<_> = self.nodes.iter().map(Node::status).collect();
-            let is_whole = match &statuses[primary] {
-                Ok(view) if view.backups.len() + 1 == self.nodes.len() => {
-                    statuses.iter().enumerate().all(|(place, status)| {
-                        let role = if place == primary { "primary" } else { "backup" };
-                        let follows = |it: &Status| it.role == role && it.view == view.view;
-                        status.as_ref().is_ok_and(follows)
-                    })
-                }
-                Ok(_) | Err(_) => false,
-            };
-            if is_whole { Ok(primary) } else { Err(format!("{statuses:#?}")) }
+            self.try_whole()
         })
+    }
+
+    /// The place of the primary, if every other node is its backup.
+    ///
+    /// # Errors
+    /// What each node said, when it is not so.
+    pub fn try_whole(&self) -> Result<usize, String> {
+        let primary = self.try_primary()?;
+        let statuses: Vec<_> = self.nodes.iter().map(Node::status).collect();
+        let is_whole = match &statuses[primary] {
+            Ok(view) if view.backups.len() + 1 == self.nodes.len() => {
+                statuses.iter().enumerate().all(|(place, status)| {
+                    let role = if place == primary { "primary" } else { "backup" };
+                    let follows = |it: &Status| it.role == role && it.view == view.view;
+                    status.as_ref().is_ok_and(follows)
+                })
+            }
+            Ok(_) | Err(_) => false,
+        };
+        if is_whole { Ok(primary) } else { Err(format!("{statuses:#?}")) }
     }
 
     /// The place of some node that is not `primary`.
@@ -537,7 +571,7 @@ fn start_authority(folder: &TempDir, address: &str) -> Daemon {
     let data = folder.path().join("authority");
     let data = data.to_str().expect("temporary folders have readable names");
     let arguments = ["authority", "--data", data, "--listen", address].map(str::to_owned);
-    let mut authority = Daemon::onced("authority", &arguments, &[]);
+    let mut authority = Daemon::onced(&binaries::onced(), "authority", &arguments, &[]);
     if let Err(Exit { status, stderr }) = authority.ready() {
         panic!("the authority ended with {status} at its start:\n{stderr}");
     }

@@ -7,6 +7,7 @@
 //!   afterwards that each acknowledged request took effect exactly once.
 //! - [`load`]: a workload with a test's random choices and its audit. [`ballast`]: rows that make a
 //!   store large. [`register`]: reads by hand at every node, none of which may be stale.
+//! - [`failpoints`]: nodes that kill themselves at a named point, and what each death cost.
 //! - [`wait`]: the one place that sleeps; everything else waits for a condition.
 //!
 //! Random tests print their seed; `ONCE_SEED` sets it.
@@ -15,6 +16,7 @@ pub mod audit;
 pub mod ballast;
 pub mod binaries;
 pub mod cluster;
+pub mod failpoints;
 pub mod files;
 pub mod http;
 pub mod load;
@@ -29,6 +31,7 @@ pub mod workload;
 pub use audit::Report;
 pub use ballast::Ballast;
 pub use cluster::{Cluster, Lone, Node, Status};
+pub use failpoints::Deaths;
 pub use load::Load;
 pub use process::{Daemon, Exit};
 pub use raw::{RawConnection, RawSession};

@@ -21,7 +21,12 @@ impl Load {
     /// Starts one on the nodes with these client addresses; prints the test's seed.
     #[must_use]
     pub fn start(test: &str, nodes: Vec<String>) -> Self {
-        let mut random = seed::rng(test);
+        Self::with(seed::rng(test), nodes)
+    }
+
+    /// Starts one with these random choices.
+    #[must_use]
+    pub fn with(mut random: StdRng, nodes: Vec<String>) -> Self {
         let config = WorkloadConfig::new(nodes, random.random());
         let workload = Workload::start(config.clone());
         Self { random, config, workload }
@@ -62,12 +67,21 @@ impl Load {
     /// With everything that is wrong.
     #[track_caller]
     pub fn finish(self) -> Finished {
-        let ledger = self.workload.finish(BOUND);
-        let finished = Finished { config: self.config, ledger };
-        let report = finished.audit();
-        print!("{report}");
-        assert_eq!(report.unresolved, 0, "clients retry without limit, so all are answered");
+        let finished = self.settle();
+        print!("{}", finished.audit());
         finished
+    }
+
+    /// Ends the load without an audit: every request gets its answer.
+    ///
+    /// # Panics
+    /// When one gets none.
+    #[track_caller]
+    #[must_use]
+    pub fn settle(self) -> Finished {
+        let ledger = self.workload.finish(BOUND);
+        assert_eq!(ledger.unresolved(), 0, "clients retry without limit, so all are answered");
+        Finished { config: self.config, ledger }
     }
 }
 
@@ -85,8 +99,17 @@ impl Finished {
     #[track_caller]
     #[expect(clippy::must_use_candidate, reason = "mostly called to check")]
     pub fn audit(&self) -> Report {
-        let report = audit(&self.config, &self.ledger).expect("everything can be read");
+        let report = self.report();
         report.assert_clean();
         report
+    }
+
+    /// As [`audit`](Self::audit), whatever it finds.
+    ///
+    /// # Panics
+    /// When the cluster cannot be read.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        audit(&self.config, &self.ledger).expect("everything can be read")
     }
 }

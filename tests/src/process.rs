@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -75,10 +75,15 @@ impl Daemon {
         Self { name: name.to_owned(), child, output, readers, paused: false }
     }
 
-    /// `onced` with `arguments`.
+    /// `onced`, or a `program` like it, with `arguments`.
     #[must_use]
-    pub fn onced(name: &str, arguments: &[String], environment: &[(String, String)]) -> Self {
-        let mut command = Command::new(crate::binaries::onced());
+    pub fn onced(
+        program: &Path,
+        name: &str,
+        arguments: &[String],
+        environment: &[(String, String)],
+    ) -> Self {
+        let mut command = Command::new(program);
         command.args(arguments).env("ONCED_FAULTS", "1");
         command.envs(environment.iter().map(|(key, value)| (key, value)));
         Self::spawn(name, command)
