@@ -38,6 +38,12 @@ pub fn onced_failpoints() -> PathBuf {
     PROGRAM.get_or_init(find).clone()
 }
 
+/// The load and the mischief of `scripts/demo`.
+#[must_use]
+pub fn once_demo() -> PathBuf {
+    folder().join("once-demo")
+}
+
 /// The folder of the workspace.
 #[must_use]
 pub fn workspace() -> &'static Path {

@@ -1,4 +1,4 @@
-//! `scripts/cluster`, as its users type it.
+//! `scripts/cluster` and `scripts/demo`, as their users type them.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -196,4 +196,64 @@ fn misuse_is_named() {
     script.misuse("partition n1 n1", &["two different"]);
     script.misuse("status --xml", &["--xml"]);
     assert_eq!(script.primary(), "n1");
+}
+
+/// A number in the table that a demo ends with.
+#[track_caller]
+fn in_table(ran: &Ran, name: &str) -> u64 {
+    let line = ran.stdout.lines().find_map(|line| line.trim_start().strip_prefix(name));
+    let line = line.unwrap_or_else(|| panic!("no {name} in {ran:?}"));
+    line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
+}
+
+/// The demo's load on a cluster of three: nodes are killed, paused and cut off, the audit is clean, and
+/// the table at the end tells all of it. (`scripts/demo` builds with optimisation, and is not run here.)
+#[test]
+fn the_demo_kills_pauses_cuts_off_and_audits() {
+    let script = Script::new();
+    script.ok("up --nodes 3");
+    let mut command = Command::new(binaries::once_demo());
+    command.arg("--cluster").arg(binaries::workspace().join("scripts/cluster"));
+    // The sixth kill begins the second turn: by then everything was done once.
+    command.args(["--seconds", "1", "--kills", "6"]);
+    command.env("ONCE_DIR", script.folder.path().join("cluster"));
+    command.env("ONCE_BIN_DIR", binaries::folder());
+    let ran = run(command, Duration::from_secs(150));
+    println!("{}", ran.stdout);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(in_table(&ran, "acknowledged") > 0, "{ran:?}");
+    assert_eq!(in_table(&ran, "acknowledged"), in_table(&ran, "applied"), "{ran:?}");
+    assert_eq!([in_table(&ran, "lost"), in_table(&ran, "doubled")], [0, 0], "{ran:?}");
+    assert!(in_table(&ran, "kills (kill -9)") >= 6, "{ran:?}");
+    assert!(in_table(&ran, "pauses (SIGSTOP)") >= 1, "{ran:?}");
+    assert!(in_table(&ran, "partitions") >= 1, "{ran:?}");
+    for told in ["kill -9 n", "SIGSTOP n", "SIGCONT n", "partition n", "heal", "passed: "] {
+        assert!(ran.stdout.contains(told), "{told}: {ran:?}");
+    }
+}
+
+/// Every misuse of the demo is refused before anything is built, with 2 and a text that says what would
+/// be right; a demo that cannot work ends with a failure.
+#[test]
+fn misuse_of_the_demo_is_named() {
+    for (arguments, words) in [
+        ("--seconds 0", "--seconds 0: a number from 1 to 3600 is needed"),
+        ("--seconds", "--seconds: a number from 1 to 3600 is needed"),
+        ("--seconds ten", "--seconds ten: a number"),
+        ("--nodes 1", "--nodes 1: a number from 2 to 7 is needed"),
+        ("--kills 0", "--kills 0: a number"),
+        ("--clients 1001", "--clients 1001: a number from 1 to 1000"),
+        ("--authority", "--authority: a value"),
+        ("--bogus", "usage: scripts/demo"),
+    ] {
+        let mut command = Command::new(binaries::workspace().join("scripts/demo"));
+        command.args(arguments.split_whitespace());
+        let ran = run(command, BOUND);
+        assert_eq!(ran.code, Some(2), "{arguments}: {ran:?}");
+        assert!(ran.stderr.contains(words) && ran.stdout.is_empty(), "{arguments}: {ran:?}");
+    }
+    let mut command = Command::new(binaries::once_demo());
+    command.args(["--cluster", "false"]);
+    let ran = run(command, BOUND);
+    assert_eq!(ran.code, Some(1), "there is no cluster: {ran:?}");
 }

@@ -1,5 +1,5 @@
 //! The workload and the mishaps of `scripts/demo`: a running cluster is put under load, its nodes
-//! are killed and restarted through `scripts/cluster`, and at the end everything is audited.
+//! are killed, paused and cut off through `scripts/cluster`, and at the end everything is audited.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -11,14 +11,20 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use onlyonce_tests::{Report, Workload, WorkloadConfig, audit, wait};
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
+use serde_json::Value;
 
 /// How long requests may take to be answered once nothing is broken any more.
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long the cluster may take to become whole at the end.
 const HEAL: Duration = Duration::from_secs(20);
+/// How long it may take in between.
+const RECOVERY: Duration = Duration::from_secs(15);
+/// How long a node stands still, or is cut off: longer than the grace after which a backup takes over.
+const ABSENCE_MS: std::ops::Range<u64> = 900..1_500;
 
-/// Puts a running cluster under load, kills its nodes in turn, and audits.
+/// Puts a running cluster under load, kills, pauses and cuts off its nodes in turn, and audits.
 #[derive(Debug, Parser)]
 struct Args {
     /// The script that controls the cluster; the environment tells it which one.
@@ -61,29 +67,54 @@ impl Cluster {
         wait::poll(bound, || self.run(&["primary"]))
     }
 
-    /// Whether one node is primary and the other backup.
-    fn is_whole(&self) -> Result<(), String> {
-        let status = self.run(&["status", "--json"])?;
-        let role = |role: &str| status.contains(&format!("\"role\":\"{role}\""));
-        if role("primary") && role("backup") { Ok(()) } else { Err(status) }
+    /// The primary and its backups, if that is every node: all know the same view, and serve in it.
+    fn is_whole(&self) -> Result<Roles, String> {
+        let text = self.run(&["status", "--json"])?;
+        let status: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        let nodes = status["nodes"].as_array().ok_or("a status without nodes")?;
+        let in_role = |role: &str| -> Vec<String> {
+            let nodes = nodes.iter().filter(|node| node["role"] == role);
+            nodes.filter_map(|node| Some(node["name"].as_str()?.to_owned())).collect()
+        };
+        let same_view = nodes.iter().all(|node| node["view"] == nodes[0]["view"]);
+        match <[String; 1]>::try_from(in_role("primary")) {
+            Ok([primary]) if same_view && in_role("backup").len() + 1 == nodes.len() => {
+                Ok(Roles { primary, backups: in_role("backup") })
+            }
+            Ok(_) | Err(_) => Err(text),
+        }
     }
 }
 
-/// What the display and the killer share.
+/// Who is what in a whole cluster.
+struct Roles {
+    primary: String,
+    backups: Vec<String>,
+}
+
+/// What the display and the thread that does the mischief share.
 #[derive(Default)]
 struct Progress {
     stop: AtomicBool,
     kills: AtomicU64,
-    doing: Mutex<String>,
+    pauses: AtomicU64,
+    partitions: AtomicU64,
+    /// What was done since the last line.
+    news: Mutex<Vec<String>>,
+}
+
+fn count(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
 }
 
 impl Progress {
-    fn now(&self, text: impl Into<String>) {
-        *self.doing.lock().unwrap_or_else(PoisonError::into_inner) = text.into();
+    fn tell(&self, text: String) {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner).push(text);
     }
 
-    fn doing(&self) -> String {
-        self.doing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn news(&self) -> String {
+        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *news).join("; ")
     }
 
     fn stopped(&self) -> bool {
@@ -115,19 +146,23 @@ fn run(args: &Args) -> Result<bool, String> {
         "{} clients with {} requests outstanding each, incrementing {} counters and appending",
         config.clients, config.lanes, config.counters
     );
-    println!("tokens to {} keys, while nodes are killed with kill -9 (seed {seed})", config.keys);
+    println!(
+        "tokens to {} keys, while nodes are killed, paused and cut off (seed {seed})",
+        config.keys
+    );
     println!();
-    println!("  time      ops/s   acknowledged   primary   kills   now");
+    println!("  time      ops/s   acknowledged   primary   kills  pauses  partitions   now");
 
     let progress = Arc::new(Progress::default());
     cluster.primary(HEAL)?;
     let workload = Workload::start(config.clone());
-    let killer = {
+    let mischief = {
         let (cluster, progress) = (cluster.clone(), Arc::clone(&progress));
-        std::thread::spawn(move || kill_in_turn(&cluster, &progress, seed))
+        let random = StdRng::seed_from_u64(seed);
+        std::thread::spawn(move || Mischief { cluster, progress, random }.run())
     };
-    show(args, &cluster, &workload, &progress, &killer);
-    killer.join().map_err(|_| "the thread that kills nodes panicked".to_owned())??;
+    show(args, &cluster, &workload, &progress, &mischief);
+    mischief.join().map_err(|_| "the thread that kills nodes panicked".to_owned())??;
 
     println!();
     println!("the load stops; every node runs again; open requests get their answers");
@@ -136,7 +171,7 @@ fn run(args: &Args) -> Result<bool, String> {
         .map_err(|status| format!("the cluster did not become whole again: {status}"))?;
     println!("everything is read back");
     let report = audit::audit(&config, &ledger)?;
-    Ok(conclude(args, &report, progress.kills.load(Ordering::Relaxed), begun.elapsed()))
+    Ok(conclude(args, &report, &progress, begun.elapsed()))
 }
 
 /// One line a second, until time is up, enough was killed, and what was killed runs again.
@@ -145,17 +180,16 @@ fn show(
     cluster: &Cluster,
     workload: &Workload,
     progress: &Progress,
-    killer: &std::thread::JoinHandle<Result<(), String>>,
+    mischief: &std::thread::JoinHandle<Result<(), String>>,
 ) {
     let begun = Instant::now();
     let (mut before, mut last) = (0, begun);
-    let mut told = String::new();
     for line in 1.. {
-        let kills = progress.kills.load(Ordering::Relaxed);
-        if begun.elapsed() >= Duration::from_secs(args.seconds) && kills >= args.kills {
+        let is_enough = count(&progress.kills) >= args.kills;
+        if begun.elapsed() >= Duration::from_secs(args.seconds) && is_enough {
             progress.stop.store(true, Ordering::Relaxed);
         }
-        if killer.is_finished() {
+        if mischief.is_finished() {
             return;
         }
         wait::moment((begun + Duration::from_secs(line)).saturating_duration_since(Instant::now()));
@@ -163,57 +197,107 @@ fn show(
         let rate = (acknowledged - before) as f64 / last.elapsed().as_secs_f64();
         (before, last) = (acknowledged, Instant::now());
         let primary = cluster.run(&["primary"]).unwrap_or_else(|_| "-".to_owned());
-        let (doing, kills) = (progress.doing(), progress.kills.load(Ordering::Relaxed));
-        let news = if doing == told { "" } else { doing.as_str() };
-        println!("{line:>4} s {rate:>10.0} {acknowledged:>14}   {primary:<7} {kills:>7}   {news}");
-        told = doing;
+        println!(
+            "{line:>4} s {rate:>10.0} {acknowledged:>14}   {primary:<7} {:>7} {:>7} {:>11}   {}",
+            count(&progress.kills),
+            count(&progress.pauses),
+            count(&progress.partitions),
+            progress.news()
+        );
     }
 }
 
-/// Kills the primary, the backup, and now and then both at once, and starts them again.
-fn kill_in_turn(cluster: &Cluster, progress: &Progress, seed: u64) -> Result<(), String> {
-    let mut random = StdRng::seed_from_u64(seed);
-    let limit = Duration::from_secs(15);
-    for round in 0_u64.. {
-        progress.now("");
-        wait::moment(Duration::from_millis(random.random_range(200..700)));
-        if progress.stopped() {
-            return Ok(());
+/// Kills, pauses and cuts off nodes in turn, and lets the cluster become whole each time.
+struct Mischief {
+    cluster: Cluster,
+    progress: Arc<Progress>,
+    random: StdRng,
+}
+
+impl Mischief {
+    fn run(mut self) -> Result<(), String> {
+        for round in 0_u64.. {
+            self.let_pass(100..400);
+            if self.progress.stopped() {
+                return Ok(());
+            }
+            // Whole before the next: else a kill could hit the only copy, which is allowed but shows
+            // nothing.
+            let roles = wait::poll(RECOVERY, || self.cluster.is_whole())
+                .map_err(|status| format!("not whole within {RECOVERY:?}: {status}"))?;
+            self.round(round, roles)?;
         }
-        let primary = cluster.primary(limit)?;
-        let backup = if primary == "n1" { "n2" } else { "n1" };
-        let (victims, what): (Vec<&str>, _) = match round % 3 {
-            0 => (vec![&primary], "the primary"),
-            1 => (vec![backup], "the backup"),
-            _ => (vec![&primary, backup], "both nodes"),
-        };
-        let named = victims.join(" and ");
-        for victim in &victims {
-            cluster.run(&["kill", victim])?;
-            progress.kills.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn round(&mut self, round: u64, Roles { primary, backups }: Roles) -> Result<(), String> {
+        let backup = backups.choose(&mut self.random).expect("a cluster has two nodes").clone();
+        let everybody = [&backups[..], &["authority".to_owned()]].concat();
+        let is_even = (round / 5).is_multiple_of(2);
+        match round % 5 {
+            0 => self.kill(&[primary], "the primary"),
+            1 if is_even => self.pause(&primary, "the primary"),
+            1 => self.pause(&backup, "a backup"),
+            2 => self.kill(&[backup], "a backup"),
+            3 if is_even => self.cut_off(&primary, &everybody, "the primary from everybody"),
+            3 => self.cut_off(&primary, &[backup], "the primary from a backup"),
+            _ => self.kill(&[&[primary], &backups[..]].concat(), "every node"),
         }
-        progress.now(format!("kill -9 {named} ({what})"));
+    }
+
+    fn kill(&mut self, victims: &[String], what: &str) -> Result<(), String> {
+        let named = victims.join(" ");
+        for victim in victims {
+            self.cluster.run(&["kill", victim])?;
+            self.progress.kills.fetch_add(1, Ordering::Relaxed);
+        }
+        self.progress.tell(format!("kill -9 {named} ({what})"));
         if victims.len() == 1 {
             // Sometimes long enough for a new view, sometimes back before it.
-            wait::moment(Duration::from_millis(random.random_range(100..1200)));
-            progress.now(format!("{named} is down"));
+            self.let_pass(100..1_200);
         }
-        for victim in &victims {
-            cluster.run(&["start", victim])?;
+        for victim in victims {
+            self.cluster.run(&["start", victim])?;
         }
-        progress.now(format!("{named} started again"));
-        // Whole again before the next: else a kill could hit the only copy, which is allowed but
-        // shows nothing.
-        wait::poll(limit, || cluster.is_whole())
-            .map_err(|status| format!("not whole {limit:?} after {named} was killed: {status}"))?;
+        self.progress.tell(format!("start {named}"));
+        Ok(())
     }
-    Ok(())
+
+    fn pause(&mut self, victim: &str, what: &str) -> Result<(), String> {
+        self.cluster.run(&["pause", victim])?;
+        self.progress.pauses.fetch_add(1, Ordering::Relaxed);
+        self.progress.tell(format!("SIGSTOP {victim} ({what})"));
+        self.let_pass(ABSENCE_MS);
+        self.cluster.run(&["resume", victim])?;
+        self.progress.tell(format!("SIGCONT {victim}"));
+        Ok(())
+    }
+
+    fn cut_off(&mut self, node: &str, others: &[String], what: &str) -> Result<(), String> {
+        for other in others {
+            self.cluster.run(&["partition", node, other])?;
+        }
+        self.progress.partitions.fetch_add(1, Ordering::Relaxed);
+        self.progress.tell(format!("partition {node} | {} ({what})", others.join(" ")));
+        self.let_pass(ABSENCE_MS);
+        self.cluster.run(&["heal"])?;
+        self.progress.tell("heal".to_owned());
+        Ok(())
+    }
+
+    /// Lets a random time of so many milliseconds pass.
+    fn let_pass(&mut self, milliseconds: std::ops::Range<u64>) {
+        wait::moment(Duration::from_millis(self.random.random_range(milliseconds)));
+    }
 }
 
-fn conclude(args: &Args, report: &Report, kills: u64, took: Duration) -> bool {
+fn conclude(args: &Args, report: &Report, progress: &Progress, took: Duration) -> bool {
+    let kills = count(&progress.kills);
     println!();
     print!("{report}");
     println!("  kills (kill -9)   {kills:>10}");
+    println!("  pauses (SIGSTOP)  {:>10}", count(&progress.pauses));
+    println!("  partitions        {:>10}", count(&progress.partitions));
     println!("  time              {:>8} s", took.as_secs());
     println!();
     let enough = kills >= args.kills && report.acknowledged > 0;
