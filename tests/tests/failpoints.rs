@@ -272,7 +272,7 @@ impl Death {
     }
 
     fn name(self) -> String {
-        format!("{} to kill the {}", self.point, self.role)
+        format!("the failpoint {} to kill a node (role: {})", self.point, self.role)
     }
 }
 
