@@ -159,7 +159,10 @@ fn run(args: &Args) -> Result<bool, String> {
     let mischief = {
         let (cluster, progress) = (cluster.clone(), Arc::clone(&progress));
         let random = StdRng::seed_from_u64(seed);
-        std::thread::spawn(move || Mischief { cluster, progress, random }.run())
+        let kills_a_second = args.kills as f64 / args.seconds as f64;
+        let mischief =
+            Mischief { cluster, progress, random, begun: Instant::now(), kills_a_second };
+        std::thread::spawn(move || mischief.run())
     };
     show(args, &cluster, &workload, &progress, &mischief);
     mischief.join().map_err(|_| "the thread that kills nodes panicked".to_owned())??;
@@ -212,6 +215,8 @@ struct Mischief {
     cluster: Cluster,
     progress: Arc<Progress>,
     random: StdRng,
+    begun: Instant,
+    kills_a_second: f64,
 }
 
 impl Mischief {
@@ -233,6 +238,12 @@ impl Mischief {
     fn round(&mut self, round: u64, Roles { primary, backups }: Roles) -> Result<(), String> {
         let backup = backups.choose(&mut self.random).expect("a cluster has two nodes").clone();
         let everybody = [&backups[..], &["authority".to_owned()]].concat();
+        let every = [std::slice::from_ref(&primary), &backups[..]].concat();
+        let wanted = self.begun.elapsed().as_secs_f64() * self.kills_a_second;
+        if round >= 5 && wanted > count(&self.progress.kills) as f64 {
+            // A slow machine: the rest of the kills must still fit into the time.
+            return self.kill(&every, "every node");
+        }
         let is_even = (round / 5).is_multiple_of(2);
         match round % 5 {
             0 => self.kill(&[primary], "the primary"),
@@ -241,7 +252,7 @@ impl Mischief {
             2 => self.kill(&[backup], "a backup"),
             3 if is_even => self.cut_off(&primary, &everybody, "the primary from everybody"),
             3 => self.cut_off(&primary, &[backup], "the primary from a backup"),
-            _ => self.kill(&[&[primary], &backups[..]].concat(), "every node"),
+            _ => self.kill(&every, "every node"),
         }
     }
 
