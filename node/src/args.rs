@@ -17,6 +17,10 @@ Examples:
     onced serve --data ./n2 --name n2 --authority 127.0.0.1:7300 \\
         --listen 127.0.0.1:7401 --peer 127.0.0.1:7501 --http 127.0.0.1:7601
 
+  The same with the view in an etcd cluster, of which one member may be down:
+    onced serve --data ./n1 --name n1 --authority etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379 \\
+        --bootstrap
+
   See what a node would run with:
     ONCED_LEASE_MS=300 onced serve --data ./n1 --name n1 --print-config
 
@@ -70,7 +74,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "HOST:PORT")]
     pub http: Option<String>,
     /// The authority that holds the cluster's view. Without it: one node alone.
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT|etcd://HOST:PORT,...[/NAME]")]
     pub authority: Option<String>,
     /// Make a new cluster if the authority's register was never written.
     #[arg(long)]

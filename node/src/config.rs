@@ -11,6 +11,7 @@ use onlyonce_wire::limits::{NAME_BYTES_MAX, REPLICAS_MAX};
 use serde::{Deserialize, Serialize};
 
 use crate::args::ServeArgs;
+use crate::authority::etcd::{EtcdAddress, SCHEME};
 use crate::exit::ExitError;
 
 macro_rules! settings {
@@ -198,6 +199,15 @@ fn milliseconds(duration: Duration) -> u64 {
     duration.as_millis() as u64
 }
 
+/// Where the authority is, and of which kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AuthorityAddress {
+    /// `onced authority`, at HOST:PORT.
+    Embedded(String),
+    /// A key of an etcd cluster.
+    Etcd(EtcdAddress),
+}
+
 /// Settings that were checked and make sense together.
 #[derive(Clone, Debug)]
 pub struct ServeConfig {
@@ -206,7 +216,7 @@ pub struct ServeConfig {
     pub listen: String,
     pub peer: String,
     pub http: String,
-    pub authority: Option<String>,
+    pub authority: Option<AuthorityAddress>,
     pub bootstrap: bool,
     pub min_copies: usize,
     pub advertise_client: Option<String>,
@@ -239,7 +249,7 @@ impl ServeConfig {
             listen: settings.listen.ok_or_else(|| wanted("listen"))?,
             peer: settings.peer.ok_or_else(|| wanted("peer"))?,
             http: settings.http.ok_or_else(|| wanted("http"))?,
-            authority: settings.authority,
+            authority: settings.authority.as_deref().map(authority_address).transpose()?,
             bootstrap: settings.bootstrap.unwrap_or_default(),
             min_copies: settings.min_copies.unwrap_or(1),
             advertise_client: settings.advertise_client,
@@ -272,17 +282,12 @@ impl ServeConfig {
             check_address("advertise_peer", address)?;
         }
         match &self.authority {
-            Some(address) if address.starts_with("etcd://") => Err(ExitError::Usage(format!(
-                "--authority {address}: etcd as the authority is not supported by this release; \
-                 run `onced authority` and give its HOST:PORT"
-            ))),
-            Some(address) => check_address("--authority", address),
             None if self.bootstrap => Err(ExitError::Usage(
                 "--bootstrap makes a cluster and needs --authority; \
                  a node alone needs neither"
                     .to_owned(),
             )),
-            None => Ok(()),
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -322,6 +327,19 @@ impl ServeConfig {
         }
         Ok(())
     }
+}
+
+fn authority_address(text: &str) -> Result<AuthorityAddress, ExitError> {
+    if text.starts_with(SCHEME) {
+        let address = text.parse().map_err(|error| {
+            ExitError::Usage(format!(
+                "--authority {text:?} is not etcd://HOST:PORT,HOST:PORT/NAME: {error}"
+            ))
+        })?;
+        return Ok(AuthorityAddress::Etcd(address));
+    }
+    check_address("--authority", text)?;
+    Ok(AuthorityAddress::Embedded(text.to_owned()))
 }
 
 fn period(key: &str, milliseconds: Option<u64>) -> Result<Duration, ExitError> {
@@ -481,8 +499,10 @@ mod tests {
         assert!(usage(lease).contains("lease_ms = 600, grace_ms = 600"));
         let zero = Settings { heartbeat_ms: Some(0), ..good.clone() };
         assert!(usage(zero).contains("heartbeat_ms = 0"));
-        let etcd = Settings { authority: Some("etcd://127.0.0.1:2379".to_owned()), ..good.clone() };
-        assert!(usage(etcd).contains("not supported by this release"));
+        let etcd = Settings { authority: Some("etcd://127.0.0.1".to_owned()), ..good.clone() };
+        assert!(usage(etcd).contains("--authority \"etcd://127.0.0.1\" is not etcd://HOST:PORT"));
+        let authority = Settings { authority: Some("7300".to_owned()), ..good.clone() };
+        assert!(usage(authority).contains("--authority \"7300\" is not HOST:PORT"));
         let alone = Settings { bootstrap: Some(true), ..good.clone() };
         assert!(usage(alone).contains("needs --authority"));
         let copies = Settings { min_copies: Some(2), ..good.clone() };

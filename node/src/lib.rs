@@ -2,10 +2,10 @@
 //!
 //! [`run`] is the program `onced`. `serve.rs` puts a node together and shows its threads;
 //! `core_thread.rs` owns the core; `clients.rs` and `peers.rs` are the sockets; `log_thread.rs` and
-//! `checkpoint_thread.rs` write the store; `authority/` holds the view register, both sides of it.
+//! `checkpoint_thread.rs` write the store; [`authority`] holds the view register, both sides of it.
 
 mod args;
-mod authority;
+pub mod authority;
 mod checkpoint_thread;
 mod clients;
 mod clock;

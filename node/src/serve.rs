@@ -16,16 +16,18 @@ use onlyonce_replica::{Config, Effect, Mode, Replica};
 use onlyonce_storage::{Checkpointer, LogWriter, OpenError, Opened, Options};
 use onlyonce_wire::StoreId;
 use onlyonce_wire::authority::Member;
+use onlyonce_wire::status::NodeStatus;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::authority::agent::Agent;
 use crate::authority::client::EmbeddedClient;
+use crate::authority::etcd::EtcdClient;
 use crate::checkpoint_thread::{CheckpointThread, Work};
 use crate::clients::{Clients, Connections};
 use crate::clock;
-use crate::config::ServeConfig;
+use crate::config::{AuthorityAddress, ServeConfig};
 use crate::core_thread::{CoreInbox, CoreQueue, CoreThread, Outlets, core_queue};
 use crate::counters::Counters;
 use crate::exit::{self, ExitError};
@@ -242,11 +244,8 @@ impl Node {
             peers: Arc::clone(&peers),
             faults: Arc::clone(&common.faults),
         };
-        let authority = config.authority.as_ref().map(|address| {
-            let client = EmbeddedClient::new(address.clone());
-            let (core, faults) = (Arc::clone(&common.core), Arc::clone(&common.faults));
-            Agent::start(runtime.handle(), client, core, faults, status.subscribe())
-        });
+        let authority = config.authority.as_ref();
+        let authority = authority.map(|it| start_agent(it, &common, &status, runtime));
         let (log, log_inbox) = LogQueue::new();
         let (checkpoints, work) = mpsc::channel();
         let tables = Tables {
@@ -357,7 +356,7 @@ fn start_peers(
     common: &Common,
     me: Member,
     alone: bool,
-    status: &watch::Sender<onlyonce_wire::status::NodeStatus>,
+    status: &watch::Sender<NodeStatus>,
     runtime: &Runtime,
 ) -> Arc<Peers> {
     Arc::new(Peers::new(
@@ -369,6 +368,24 @@ fn start_peers(
         Arc::clone(&common.faults),
         runtime.handle().clone(),
     ))
+}
+
+fn start_agent(
+    address: &AuthorityAddress,
+    common: &Common,
+    status: &watch::Sender<NodeStatus>,
+    runtime: &Runtime,
+) -> Agent {
+    let (core, faults) = (Arc::clone(&common.core), Arc::clone(&common.faults));
+    let (runtime, status) = (runtime.handle(), status.subscribe());
+    match address.clone() {
+        AuthorityAddress::Embedded(address) => {
+            Agent::start(runtime, EmbeddedClient::new(address), core, faults, status)
+        }
+        AuthorityAddress::Etcd(address) => {
+            Agent::start(runtime, EtcdClient::new(address), core, faults, status)
+        }
+    }
 }
 
 fn start_core(

@@ -60,7 +60,10 @@ fn refusals_to_start_are_precise() {
     let usage: &[(&[&str], &str)] = &[
         (&["serve", "--name", "n1"], "--data is needed"),
         (&["serve", "--data", &data, "--config", &config], "unknown field `lease`"),
-        (&["serve", "--data", &data, "--name", "n1", "--authority", "etcd://h:1"], "not supported"),
+        (
+            &["serve", "--data", &data, "--name", "n1", "--authority", "etcd://h"],
+            "etcd://HOST:PORT",
+        ),
         (&["serve", "--data", &data, "--name", "n 1"], "no spaces"),
         (&["serve", "--nonsense"], "--nonsense"),
         (&["serve", "--data", &data, "--name", "n1", "--authority", "a=h:1"], "not HOST:PORT"),

@@ -69,8 +69,8 @@ fn wrong_usage_is_named() {
         ),
         (
             &onced,
-            &["serve", "--data", "/d", "--name", "n", "--authority", "etcd://127.0.0.1:2379"],
-            &["etcd", "not supported"],
+            &["serve", "--data", "/d", "--name", "n", "--authority", "etcd://127.0.0.1"],
+            &["--authority", "etcd://HOST:PORT"],
         ),
         (&once, &["--bogus", "get", "k"], &["--bogus", "Usage"]),
         (&once, &["frobnicate"], &["frobnicate", "Usage"]),

@@ -20,7 +20,7 @@ use super::{Authority, AuthorityError, Swap};
 use crate::frames::FrameReader;
 
 /// How long a call may take, from connecting to its answer.
-const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The embedded authority at an address.
 #[derive(Debug)]
@@ -30,6 +30,7 @@ pub struct EmbeddedClient {
 
 impl EmbeddedClient {
     /// Of the authority at `address` (host:port).
+    #[must_use]
     pub fn new(address: String) -> Self {
         Self { address }
     }

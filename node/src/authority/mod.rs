@@ -1,16 +1,18 @@
 //! The authority: one register, changed by compare-and-swap only, that decides who is in the view.
 //!
-//! [`Authority`] is what a node needs of it; [`client`] asks the embedded server, which is
-//! [`server`] over two copies of the register on disk in [`slots`]. [`agent`] is the node's side:
-//! it carries out what the core asks for and watches for news.
+//! [`Authority`] is what a node needs of it. Two keep it: the embedded server, which [`client`] asks
+//! and which is `server` over two copies of the register on disk in `slots`; and a key of
+//! [`etcd`]. `agent` is the node's side: it carries out what the core asks for and watches for
+//! news. `tests/authority.rs` holds both to the same promises.
 //!
 //! A compare-and-swap is sent once and never again: whatever is not a definite success is
 //! *unknown*, and only the core knows how to resolve that.
 
-pub mod agent;
+pub(crate) mod agent;
 pub mod client;
-pub mod server;
-pub mod slots;
+pub mod etcd;
+pub(crate) mod server;
+pub(crate) mod slots;
 
 use onlyonce_wire::authority::{Register, Revision, Versioned};
 
