@@ -44,6 +44,22 @@ pub fn once_demo() -> PathBuf {
     folder().join("once-demo")
 }
 
+/// The server of etcd: in `PATH`, else where `scripts/tools` puts it.
+///
+/// # Panics
+/// When it is in neither.
+#[must_use]
+pub fn etcd() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|folder| folder.join("etcd"));
+    let own = own_folder();
+    let fetched = own.parent().expect("a profile's folder is in another").join("tools/etcd");
+    found
+        .chain([fetched])
+        .find(|program| program.is_file())
+        .expect("etcd is missing: run scripts/tools etcd, or install Debian's etcd-server")
+}
+
 /// The folder of the workspace.
 #[must_use]
 pub fn workspace() -> &'static Path {

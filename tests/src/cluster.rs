@@ -409,7 +409,8 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     /// The authority, while it runs.
     pub authority: Option<Daemon>,
-    authority_address: SocketAddr,
+    /// What nodes are given as `--authority`.
+    authority_argument: String,
     program: PathBuf,
     environment: Vec<(String, String)>,
     folder: TempDir,
@@ -435,32 +436,45 @@ impl Cluster {
     pub fn start_program(program: &Path, nodes: usize, environment: Environment) -> Self {
         let folder = folder();
         let authority = start_authority(&folder, &port::free_address().to_string());
-        let authority_address = authority.address("authority");
+        let argument = authority.address("authority").to_string();
+        Self::empty(Some(authority), argument, folder).grown(program, nodes, environment)
+    }
+
+    /// As [`start`](Self::start), with an authority that somebody else runs.
+    ///
+    /// # Panics
+    /// As there.
+    #[must_use]
+    #[track_caller]
+    pub fn start_on(authority: &str, nodes: usize, environment: Environment) -> Self {
+        let empty = Self::empty(None, authority.to_owned(), folder());
+        empty.grown(&binaries::onced(), nodes, environment)
+    }
+
+    fn empty(authority: Option<Daemon>, authority_argument: String, folder: TempDir) -> Self {
+        let (nodes, program, environment) = Default::default();
+        Self { nodes, authority, authority_argument, program, environment, folder }
+    }
+
+    #[track_caller]
+    fn grown(mut self, program: &Path, nodes: usize, environment: Environment) -> Self {
+        program.clone_into(&mut self.program);
         let environment =
             environment.iter().map(|&(key, value)| (key.to_owned(), value.to_owned()));
-        let environment = environment.collect();
-        let mut cluster = Self {
-            nodes: Vec::new(),
-            authority: Some(authority),
-            authority_address,
-            program: program.to_owned(),
-            environment,
-            folder,
-        };
+        self.environment = environment.collect();
         for _ in 0..nodes {
-            let node = cluster.add();
-            cluster.nodes[node].start();
+            let node = self.add();
+            self.nodes[node].start();
         }
-        cluster.wait_whole();
-        cluster
+        self.wait_whole();
+        self
     }
 
     /// Adds a node that does not run yet; returns its place.
     pub fn add(&mut self) -> usize {
         let place = self.nodes.len();
         let name = format!("n{}", place + 1);
-        let authority = self.authority_address.to_string();
-        let mut arguments = vec!["--authority", &authority];
+        let mut arguments = vec!["--authority", &self.authority_argument];
         if place == 0 {
             arguments.push("--bootstrap");
         }
@@ -473,7 +487,7 @@ impl Cluster {
         place
     }
 
-    /// Kills the authority.
+    /// Kills the authority, the embedded one.
     pub fn kill_authority(&mut self) {
         if let Some(mut authority) = self.authority.take() {
             authority.kill();
@@ -482,14 +496,16 @@ impl Cluster {
 
     /// Starts the authority again, at its address.
     pub fn restart_authority(&mut self) {
-        let address = self.authority_address.to_string();
-        self.authority = Some(start_authority(&self.folder, &address));
+        self.authority = Some(start_authority(&self.folder, &self.authority_argument));
     }
 
-    /// Where the authority listens.
+    /// Where the embedded authority listens.
+    ///
+    /// # Panics
+    /// When the cluster has another one.
     #[must_use]
     pub fn authority_address(&self) -> SocketAddr {
-        self.authority_address
+        self.authority_argument.parse().expect("the address of the embedded authority")
     }
 
     /// What a client is told to connect to.

@@ -2,6 +2,7 @@
 //!
 //! - [`process`]: a child that is owned: its ready line, its standard error, its end.
 //! - [`cluster`]: an authority and nodes, or a lone node, with ports that stay the same.
+//! - [`etcd`]: a cluster of etcd, the other authority.
 //! - [`raw`]: the wire protocol spoken by hand, for what the client library would never send.
 //! - [`workload`] and [`audit`]: clients that count and append while things break, and the proof
 //!   afterwards that each acknowledged request took effect exactly once.
@@ -16,6 +17,7 @@ pub mod audit;
 pub mod ballast;
 pub mod binaries;
 pub mod cluster;
+pub mod etcd;
 pub mod failpoints;
 pub mod files;
 pub mod http;
@@ -31,6 +33,7 @@ pub mod workload;
 pub use audit::Report;
 pub use ballast::Ballast;
 pub use cluster::{Cluster, Lone, Node, Status};
+pub use etcd::Etcd;
 pub use failpoints::Deaths;
 pub use load::Load;
 pub use process::{Daemon, Exit};

@@ -170,6 +170,33 @@ fn a_cluster_lives_and_dies_by_script() {
     assert_eq!(script.once(&["get", "n"]), "4", "a stopped cluster keeps its data");
 }
 
+/// A cluster whose authority is etcd: it serves without it, and changes its view with it.
+#[test]
+fn a_cluster_on_etcd_lives_and_dies_by_script() {
+    let script = Script::new();
+    script.ok("up --nodes 2 --authority etcd");
+    let status = script.status();
+    assert_eq!(status["authority"]["kind"], "etcd", "{status}");
+    assert!(status["authority"]["pid"].as_u64().is_some_and(|pid| pid > 1), "{status}");
+    assert_eq!(script.once(&["incr", "n"]), "1");
+
+    script.ok("kill authority");
+    assert_eq!(script.status()["authority"]["state"], "down");
+    assert_eq!(script.once(&["incr", "n"]), "2", "the view stands");
+    let first = script.primary();
+    script.ok(&format!("kill {first}"));
+    script.ok("start authority");
+    assert_eq!(script.once(&["incr", "n"]), "3", "the backup took over");
+    assert_eq!(script.primary(), other(&first));
+    script.ok(&format!("start {first}"));
+    script.wait_whole();
+
+    script.ok("down");
+    assert_eq!(script.status()["authority"]["state"], "down");
+    script.ok("up --authority etcd");
+    assert_eq!(script.once(&["get", "n"]), "3", "a stopped cluster keeps its data");
+}
+
 /// Every misuse is refused with 2 and a text that says what to do.
 #[test]
 fn misuse_is_named() {
@@ -180,8 +207,8 @@ fn misuse_is_named() {
     for command in ["status", "primary", "nodes", "kill n1", "start n1", "pause n1", "heal"] {
         script.misuse(command, &["no cluster", "scripts/cluster up"]);
     }
-    script.misuse("up --authority etcd", &["etcd", "not in this release"]);
-    script.misuse("up --authority foo", &["foo", "embedded"]);
+    script.misuse("up --authority foo", &["foo", "embedded", "etcd"]);
+    script.misuse("up --authority etcd://127.0.0.1:2379", &["127.0.0.1", "embedded", "etcd"]);
     script.misuse("up --nodes", &["--nodes", "value"]);
     script.misuse("up --nodes none", &["none", "1 to 7"]);
     script.misuse("up --bogus", &["--bogus"]);
@@ -189,6 +216,9 @@ fn misuse_is_named() {
 
     script.ok("up --nodes 1");
     script.misuse("up", &["running", "down"]);
+    script.ok("down");
+    script.misuse("up --authority etcd", &["stopped", "embedded"]);
+    script.ok("up");
     script.misuse("kill", &["N", "nothing"]);
     script.misuse("kill n9", &["n9", "n1"]);
     script.misuse("kill ../../etc", &["../../etc"]);

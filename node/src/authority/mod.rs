@@ -3,7 +3,7 @@
 //! [`Authority`] is what a node needs of it. Two keep it: the embedded server, which [`client`] asks
 //! and which is `server` over two copies of the register on disk in `slots`; and a key of
 //! [`etcd`]. `agent` is the node's side: it carries out what the core asks for and watches for
-//! news. `tests/authority.rs` holds both to the same promises.
+//! news. `node/tests/authority` holds both to the same promises.
 //!
 //! A compare-and-swap is sent once and never again: whatever is not a definite success is
 //! *unknown*, and only the core knows how to resolve that.

@@ -367,16 +367,60 @@ pub mod tests {
         assert_eq!(revision(&folder), 3);
     }
 
-    /// One damaged byte, in either copy, never loses an acknowledged change, and is repaired.
+    /// The bytes of a copy that mean something.
+    fn used(folder: &TempDir) -> usize {
+        let slot = slot_of(folder, 0);
+        slot.iter().rposition(|byte| *byte != 0).expect("a register") + 1
+    }
+
+    /// One damaged byte, any of either copy, never loses an acknowledged change, and is repaired.
     #[test]
     fn one_damaged_copy_loses_nothing() {
+        let folder = written(3);
+        let good = slot_of(&folder, 0);
         for slot in 0..SLOTS {
-            for at in [0, 5, 12, 40] {
-                let folder = written(3);
-                let byte = slot_of(&folder, slot)[at];
-                overwrite(&folder, slot * SLOT_BYTES + at, &[byte ^ 0x10]);
-                assert_eq!(revision(&folder), 3, "copy {slot}, byte {at}");
-                assert_eq!(slot_of(&folder, 0), slot_of(&folder, 1), "repaired");
+            for at in 0..used(&folder) {
+                overwrite(&folder, slot * SLOT_BYTES + at, &[good[at] ^ (1 << (at % 8))]);
+                let slots = Slots::open(folder.path()).expect("opens");
+                assert_eq!(slots.now().register, Some(register(3)), "copy {slot}, byte {at}");
+                assert_eq!(slot_of(&folder, slot), good, "copy {slot}, byte {at} is repaired");
+            }
+        }
+    }
+
+    /// The same byte damaged in both copies, whichever it is, is refused and left as it is.
+    #[test]
+    fn two_damaged_copies_are_refused() {
+        let folder = written(3);
+        let good = slot_of(&folder, 0);
+        for at in 0..used(&folder) {
+            for damage in [1 << (at % 8), 0] {
+                for slot in 0..SLOTS {
+                    overwrite(&folder, slot * SLOT_BYTES + at, &[good[at] ^ damage]);
+                }
+                let opened = Slots::open(folder.path());
+                assert_eq!(opened.is_err(), damage != 0, "byte {at}: {opened:?}");
+            }
+        }
+    }
+
+    /// A file that lost its end keeps the register while one whole copy is left.
+    #[test]
+    fn a_shortened_file_is_repaired_or_refused() {
+        for length in [0, 1, SLOT_BYTES - 1, SLOT_BYTES, SLOT_BYTES + 9, 2 * SLOT_BYTES - 1] {
+            let folder = written(3);
+            let file = OpenOptions::new().write(true).open(folder.path().join("register"));
+            file.and_then(|file| file.set_len(length as u64)).expect("shortened");
+            match Slots::open(folder.path()) {
+                Ok(slots) => {
+                    assert!(length >= SLOT_BYTES, "{length} bytes were taken for a register");
+                    assert_eq!(slots.now().register, Some(register(3)));
+                    assert_eq!(slot_of(&folder, 0), slot_of(&folder, 1), "repaired");
+                }
+                Err(error) => {
+                    assert!(length < SLOT_BYTES, "{length} bytes: {error}");
+                    assert!(matches!(error, SlotsError::Damaged { .. }), "{error}");
+                }
             }
         }
     }
@@ -386,10 +430,12 @@ pub mod tests {
     fn a_torn_change_leaves_old_or_new() {
         let next = Versioned { revision: Revision(4), register: Some(register(4)) };
         let next = slot_bytes(&next);
-        for torn in [1, 5, 9, 12, SLOT_BYTES] {
+        let used = next.iter().rposition(|byte| *byte != 0).expect("a register") + 1;
+        for torn in (1..used).step_by(5).chain([SLOT_BYTES]) {
             let folder = written(3);
             overwrite(&folder, 0, &next[..torn]);
-            let expected = if torn == SLOT_BYTES { 4 } else { 3 };
+            // The bytes that differ come first: what is torn behind them is whole.
+            let expected = if slot_of(&folder, 0) == next { 4 } else { 3 };
             assert_eq!(revision(&folder), expected, "copy 0 torn after {torn} bytes");
             assert_eq!(slot_of(&folder, 0), slot_of(&folder, 1), "repaired");
 

@@ -77,6 +77,11 @@ impl Server {
         etcd_client(&format!("etcd://{}/{name}", self.address))
     }
 
+    /// How often a test under load kills it. etcd takes seconds to come back, and is tested elsewhere.
+    pub fn kills(&self) -> usize {
+        if self.program.ends_with("onced") { 40 } else { 6 }
+    }
+
     /// Where it listens.
     pub fn address(&self) -> &str {
         &self.address
