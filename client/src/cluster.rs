@@ -218,8 +218,7 @@ impl Cluster {
 
     /// A later incarnation replaces an earlier one, never the other way round.
     pub(crate) fn adopt_incarnation(&self, incarnation: Incarnation) {
-        let mut known = self.lock();
-        known.incarnation = known.incarnation.max(Some(incarnation));
+        self.lock().enter(incarnation);
     }
 
     /// Takes in what a node said of itself.
@@ -232,7 +231,7 @@ impl Cluster {
             return Err(ConnectError::OtherCluster { theirs: Some(theirs), wanted });
         }
         known.cluster = known.cluster.or(*cluster);
-        known.incarnation = known.incarnation.max(Some(*incarnation));
+        known.enter(*incarnation);
         known.session_idle = Duration::from_millis((*session_idle_ms).max(1));
         drop(known);
         Ok(Arc::new(connection))
@@ -367,20 +366,31 @@ impl Cluster {
             );
             return Err(Stop::Unusable(format!("authority {authority}: {reason}")));
         }
+        known.enter(register.incarnation);
+        let is_behind = Some(register.incarnation) < known.incarnation;
         let current = known.current;
         for member in register.backups.iter().chain([&register.primary]) {
             known.prefer(&member.client_address);
         }
-        if register.view < known.view {
+        if is_behind || register.view < known.view {
             known.current = current;
+        } else {
+            known.view = register.view;
         }
-        known.view = known.view.max(register.view);
-        known.incarnation = known.incarnation.max(Some(register.incarnation));
         Ok(())
     }
 }
 
 impl Known {
+    /// A later incarnation replaces an earlier one. Its views are counted anew: it may begin with a
+    /// lower one than the last of the history before.
+    fn enter(&mut self, incarnation: Incarnation) {
+        if self.incarnation < Some(incarnation) {
+            self.incarnation = Some(incarnation);
+            self.view = View(0);
+        }
+    }
+
     /// Turns to the node at `address`, which may be new.
     fn prefer(&mut self, address: &str) {
         if let Some(place) = self.nodes.iter().position(|node| &*node.address == address) {

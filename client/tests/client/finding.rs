@@ -14,7 +14,7 @@ use onlyonce_wire::{Incarnation, ProposalId, StoreId, View, codec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::fake::{CLUSTER, FakeNode, Model, Reaction, until};
+use crate::fake::{CLUSTER, FakeNode, Model, Reaction, Received, until};
 use crate::{builder, client};
 
 /// A node that says who the primary is leads there at once.
@@ -291,6 +291,37 @@ async fn the_authority_knows_the_way() {
     let client = Client::builder().authority(&node.address).build().expect("an address");
     let error = client.get("n").await.expect_err("a node is no authority");
     assert!(matches!(error, Error::Unusable(_)), "{error:?}");
+}
+
+/// Views of a new incarnation are counted anew: a hint of a lower one than was known before counts.
+#[tokio::test]
+async fn a_hint_of_a_new_incarnation_is_followed() {
+    let model = Model::shared();
+    let next = FakeNode::start(&model, |_| Reaction::Serve).await;
+    let hint = move |view, to: &FakeNode| {
+        let primary = Some(to.address.clone());
+        move |_: &Received| {
+            Reaction::Answer(Answer::NotPrimary { view: View(view), primary: primary.clone() })
+        }
+    };
+    let primary = FakeNode::start(&model, |_| Reaction::Serve).await;
+    let known = FakeNode::start(&model, hint(9, &primary)).await;
+    let client = builder([&known]).deadline(Duration::from_secs(5)).build().expect("an address");
+    assert_eq!(client.incr("n", 1).await.expect("counted"), 1);
+
+    let current = Incarnation(2);
+    let mut later = model.lock().expect("kept rules");
+    later.incarnation = current;
+    later.sessions.clear();
+    drop(later);
+    let (refused, redirect) =
+        (Answer::Refused(Refusal::OtherIncarnation { current }), hint(3, &next));
+    primary.script(move |received| match received.execute() {
+        Some(_) => Reaction::Answer(refused.clone()),
+        None => redirect(received),
+    });
+    known.script(hint(3, &next));
+    assert_eq!(client.incr("n", 1).await.expect("counted"), 2);
 }
 
 /// Any node answers for itself.
