@@ -31,7 +31,7 @@ use onlyonce_wire::{IdempotencyKey, OpenedAt, Seq, Session, SessionId, limits};
 use crate::Stop;
 use crate::config::Limits;
 use crate::event::Moment;
-use crate::rows::{KEY_COUNT, ReplyRow, SessionRow, decode_key_count};
+use crate::rows::{FIRST_SESSION, KEY_COUNT, ReplyRow, SessionRow, decode_key_count};
 
 /// The part of the duplicate table that an open primary holds in memory.
 pub(crate) struct DuplicateTable {
@@ -79,7 +79,7 @@ impl DuplicateTable {
     /// Loads the sessions from their rows, all of which are committed.
     pub(crate) fn load(state: &State, now: Moment, limits: Limits) -> Result<Self, Stop> {
         let mut sessions = HashMap::new();
-        for row in state.scan(Table::Sessions, &[], None) {
+        for row in state.scan(Table::Sessions, FIRST_SESSION, None) {
             let row = row?;
             let Some(value) = row.value else { continue };
             let live =
@@ -342,18 +342,28 @@ impl DuplicateTable {
         id: SessionId,
         effects: &mut Vec<Effect>,
     ) -> Result<(), Stop> {
-        let end = ReplyRow::key(id, Seq(u64::MAX));
-        for row in state.scan(Table::Replies, &ReplyRow::key(id, Seq(0)), Some(&end)) {
-            let row = row?;
-            if row.value.is_some() {
-                effects.push(Effect { table: Table::Replies, key: row.key, value: None });
-            }
-        }
-        let key = SessionRow::key(id);
-        effects.push(Effect { table: Table::Sessions, key, value: None });
+        remove_rows(state, id, effects)?;
         self.sessions.remove(&id);
         Ok(())
     }
+}
+
+/// Deletes the rows of a session: its own, and its replies.
+pub(crate) fn remove_rows(
+    state: &State,
+    id: SessionId,
+    effects: &mut Vec<Effect>,
+) -> Result<(), Stop> {
+    let end = ReplyRow::key(id, Seq(u64::MAX));
+    for row in state.scan(Table::Replies, &ReplyRow::key(id, Seq(0)), Some(&end)) {
+        let row = row?;
+        if row.value.is_some() {
+            effects.push(Effect { table: Table::Replies, key: row.key, value: None });
+        }
+    }
+    let key = SessionRow::key(id);
+    effects.push(Effect { table: Table::Sessions, key, value: None });
+    Ok(())
 }
 
 /// A session that is not live is gone for good if it was opened in the committed history; one

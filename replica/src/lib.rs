@@ -15,6 +15,7 @@
 //! - `snapshot` → a learner that the log cannot feed,
 //! - `views` → the start, and following the register,
 //! - `proposal` → changing it,
+//! - `incarnation` → a forced view, and the end of the sessions before it,
 //! - `recovery` → a restarted primary,
 //! - `checkpoint` → when entries are folded into the tables,
 //! - `marks` → which rare paths a process took,
@@ -35,6 +36,7 @@ mod config;
 mod duplicates;
 mod event;
 mod follower;
+mod incarnation;
 mod kv;
 mod limits;
 mod marks;
@@ -54,9 +56,11 @@ mod views;
 
 pub use config::{Config, DRIFT_PER_MILLE, Limits, Mode, Timing};
 pub use event::{Effect, Event, Moment, ProposalResult, ReadId, ReplyTo};
+pub use incarnation::{forced_view, is_forced_view};
 pub use limits::{CHECKPOINT_BYTES, LOG_PIN_BYTES, LOG_TAIL_BYTES, PIECE_BYTES};
 pub use marks::{Mark, Marks};
 pub use message::{FeedId, PeerHello, PeerMessage, Piece, Position, SnapshotId};
 #[cfg(feature = "mutations")]
 pub use mutations::Rule;
 pub use replica::{Replica, StartError, Stop};
+pub use saved::{Owner, Saved, SavedProposal};

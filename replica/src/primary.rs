@@ -20,6 +20,7 @@ use rand::Rng;
 use crate::duplicates::DuplicateTable;
 use crate::event::{Effect, Moment, ReplyTo};
 use crate::follower::Follower;
+use crate::incarnation::Ending;
 use crate::limits::{RECORD_BYTES_TARGET, RECORDS_IN_FLIGHT_MAX, REMEMBERED_MAX};
 use crate::marks::Mark;
 use crate::message::{FeedId, PeerMessage, Position};
@@ -34,6 +35,8 @@ pub(crate) struct Primary {
     pub(crate) table: Option<DuplicateTable>,
     /// Opens when this index is committed.
     pub(crate) opens_at: Index,
+    /// How far the sessions of an earlier incarnation are ended, while this is not open.
+    pub(crate) ending: Ending,
     /// The view's backups, and learners.
     pub(crate) followers: BTreeMap<StoreId, Progress>,
     /// A learner that is nearly ready, and since when commits wait for it.
@@ -81,6 +84,7 @@ impl Replica {
         let primary = Primary {
             table: None,
             opens_at,
+            ending: Ending::default(),
             followers: BTreeMap::new(),
             candidate: None,
             open: Vec::new(),
@@ -451,7 +455,6 @@ impl Replica {
             others.pop_last();
         }
         let copies = 1 + self.known.as_ref().map_or(0, |known| known.register.backups.len());
-        let forgets = self.breaks(Rule::WatermarkForgotten);
         let Role::Primary(primary) = &mut self.role else { return Ok(()) };
         if copies < self.config.min_copies {
             if self.state.persisted() > self.state.committed() {
@@ -474,16 +477,25 @@ impl Replica {
         for (to, answer) in done.into_values().flatten() {
             self.effects.push(Effect::Reply { to, answer });
         }
-        if primary.table.is_none() && durable >= primary.opens_at {
-            let mut table = DuplicateTable::load(&self.state, self.now, self.config.limits)?;
-            if forgets {
-                table.forget_watermarks();
-            }
-            tracing::info!(
-                sessions = table.sessions(),
-                committed = durable.0,
-                "open: everything found in the log is committed"
-            );
+        if primary.table.is_none() && durable >= primary.opens_at { self.open() } else { Ok(()) }
+    }
+
+    /// Everything that was found in the log is committed: from now on requests are executed, once
+    /// no session is left that an earlier incarnation opened.
+    pub(crate) fn open(&mut self) -> Result<(), Stop> {
+        if self.end_old_sessions()? {
+            return Ok(());
+        }
+        let mut table = DuplicateTable::load(&self.state, self.now, self.config.limits)?;
+        if self.breaks(Rule::WatermarkForgotten) {
+            table.forget_watermarks();
+        }
+        tracing::info!(
+            sessions = table.sessions(),
+            committed = self.state.committed().0,
+            "open: everything found in the log is committed"
+        );
+        if let Role::Primary(primary) = &mut self.role {
             primary.table = Some(table);
         }
         Ok(())
@@ -548,6 +560,7 @@ impl Replica {
         late.into_iter().try_for_each(|store| self.feed(store))?;
         self.tick_snapshot()?;
         self.change_members();
+        self.tick_ending()?;
         self.expire_sessions()
     }
 

@@ -10,7 +10,7 @@ use rand::Rng;
 
 use crate::event::{Effect, Moment, ProposalResult};
 use crate::marks::Mark;
-use crate::replica::{Known, Replica, Role, Stop, Then, view_of};
+use crate::replica::{Known, Replica, Role, Stop, Then};
 use crate::saved::SavedProposal;
 
 /// An attempt of this process to change the register.
@@ -140,7 +140,7 @@ impl Replica {
         let proposal = self.proposal.as_mut().expect("a proposal was won");
         proposal.stage = Stage::Won(revision);
         let id = proposal.register.proposal;
-        self.saved.view = view_of(&proposal.register);
+        self.saved.enter(&proposal.register);
         self.saved.proposal = None;
         self.save(Then::BeginView(id));
     }

@@ -205,8 +205,9 @@ impl Replica {
             });
         }
         assert!(config.limits.are_safe(), "bounds above their defaults: {:?}", config.limits);
-        let saved =
+        let mut saved =
             Saved::decode(saved).map_err(|error| StartError::Unreadable(error.to_string()))?;
+        saved.me = Some(config.me.clone());
         match (saved.owner, config.mode) {
             (None, _)
             | (Some(Owner::Lone), Mode::Lone | Mode::Cluster { bootstrap: true })

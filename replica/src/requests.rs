@@ -1,5 +1,7 @@
 //! What the primary does with a client's request.
 
+use std::cmp::Ordering;
+
 use bytes::Bytes;
 use onlyonce_storage::{Entry, Index, limits::OVERLAY_BYTES_MAX};
 use onlyonce_wire::check::check_size;
@@ -62,23 +64,12 @@ impl Replica {
             return None;
         }
         let Role::Primary(primary) = &self.role else { return Some(self.not_primary()) };
-        if primary.table.is_none() {
-            return Some(Answer::AskAgain);
-        }
-        let (Request::Open { incarnation, .. }
-        | Request::Close { incarnation, .. }
-        | Request::KeepAlive { incarnation, .. }
-        | Request::Execute(Execute { incarnation, .. })) = request
-        else {
-            return None;
-        };
         let current: Incarnation = self.saved.incarnation;
-        match incarnation.cmp(&current) {
-            std::cmp::Ordering::Equal => None,
-            std::cmp::Ordering::Less => {
-                Some(Answer::Refused(Refusal::OtherIncarnation { current }))
-            }
-            std::cmp::Ordering::Greater => Some(Answer::AskAgain),
+        match incarnation_of(request).unwrap_or(current).cmp(&current) {
+            // That is true whatever this primary finds in its log.
+            Ordering::Less => Some(Answer::Refused(Refusal::OtherIncarnation { current })),
+            Ordering::Greater => Some(Answer::AskAgain),
+            Ordering::Equal => primary.table.is_none().then_some(Answer::AskAgain),
         }
     }
 
@@ -250,6 +241,17 @@ impl Replica {
 
     fn reply(&mut self, to: ReplyTo, answer: Answer) {
         self.effects.push(Effect::Reply { to, answer });
+    }
+}
+
+/// The incarnation in which a request's ids mean something; none if it has no ids.
+fn incarnation_of(request: &Request) -> Option<Incarnation> {
+    match request {
+        Request::Open { incarnation, .. }
+        | Request::Close { incarnation, .. }
+        | Request::KeepAlive { incarnation, .. }
+        | Request::Execute(Execute { incarnation, .. }) => Some(*incarnation),
+        Request::Read(_) | Request::Status => None,
     }
 }
 

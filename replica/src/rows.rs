@@ -3,6 +3,7 @@
 //! | table | key | value |
 //! |---|---|---|
 //! | `sessions` | session id | [`SessionRow`] |
+//! | `sessions` | (empty) | the incarnation in which the sessions were opened, a little-endian `u64`; 1 if there is no such row |
 //! | `replies` | session id, seq | [`ReplyRow`] |
 //! | `keys` | idempotency key | [`ReplyRow`] |
 //! | `keys` | (empty) | the number of the other rows, a little-endian `u64` |
@@ -11,7 +12,7 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use onlyonce_wire::client::Fingerprint;
-use onlyonce_wire::{OpenedAt, Seq, SessionId};
+use onlyonce_wire::{Incarnation, OpenedAt, Seq, SessionId};
 
 /// A row that does not decode: the store is damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -105,6 +106,20 @@ impl ReplyRow {
         }
         Ok(Self { fingerprint: Fingerprint(value.get_u128_le()), reply: value })
     }
+}
+
+/// The key of the row that says of which incarnation the sessions are. No session id is empty.
+pub const SESSIONS_INCARNATION: &[u8] = b"";
+
+/// Where the rows of sessions begin.
+pub const FIRST_SESSION: &[u8] = &[0];
+
+/// Reads the incarnation of the sessions.
+pub fn decode_incarnation(value: Option<&Bytes>) -> Result<Incarnation, BadRow> {
+    let Some(value) = value else { return Ok(Incarnation(1)) };
+    let bytes =
+        value.as_ref().try_into().map_err(|_| BadRow { table: "sessions", bytes: value.len() })?;
+    Ok(Incarnation(u64::from_le_bytes(bytes)))
 }
 
 /// The key of the row that counts the idempotency keys. No idempotency key is empty.

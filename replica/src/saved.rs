@@ -1,9 +1,11 @@
-//! The replication state in a store's `head`: what a node must not forget.
+//! The replication state in a store's `head`: what a node must not forget, and what helps to make
+//! sense of its store when nothing else is left.
 
 use bytes::Bytes;
 use onlyonce_storage::View;
-use onlyonce_wire::authority::Revision;
+use onlyonce_wire::authority::{Member, Register, Revision};
 use onlyonce_wire::codec::{self, CodecError};
+use onlyonce_wire::limits::{NAME_BYTES_MAX, REGISTER_BYTES_MAX};
 use onlyonce_wire::{ClusterId, Incarnation, ProposalId};
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +20,11 @@ pub struct Saved {
     pub view: View,
     /// An attempt to change the register whose outcome was not known when this was written.
     pub proposal: Option<SavedProposal>,
+    /// This node, as it last introduced itself. For people, and for a forced view.
+    pub me: Option<Member>,
+    /// The replicas of `view`, its primary first; none of a lone node. Nothing of the protocol rests
+    /// on them: they show whether the stores at hand can hold everything.
+    pub replicas: Vec<Member>,
 }
 
 /// Whom a store belongs to. It never changes.
@@ -38,14 +45,27 @@ pub struct SavedProposal {
     pub id: ProposalId,
 }
 
-/// The most bytes that an encoded [`Saved`] takes.
-const SAVED_BYTES_MAX: usize = 128;
+/// The most bytes that an encoded [`Saved`] takes: a register's replicas, this node, some numbers.
+const SAVED_BYTES_MAX: usize = REGISTER_BYTES_MAX + 3 * NAME_BYTES_MAX + 128;
 
 impl Saved {
     /// What a store without a history starts with.
     #[must_use]
     pub fn fresh() -> Self {
-        Self { owner: None, incarnation: Incarnation(1), view: View(0), proposal: None }
+        Self {
+            owner: None,
+            incarnation: Incarnation(1),
+            view: View(0),
+            proposal: None,
+            me: None,
+            replicas: Vec::new(),
+        }
+    }
+
+    /// The node takes part in the view that `register` holds.
+    pub(crate) fn enter(&mut self, register: &Register) {
+        self.view = View(register.view.0);
+        self.replicas = register.replicas().cloned().collect();
     }
 
     /// The bytes for `head`.

@@ -15,7 +15,7 @@ use crate::follower::Follower;
 use crate::marks::Mark;
 use crate::mutations::Rule;
 use crate::replica::{Known, Replica, Role, Stop, Then, view_of};
-use crate::saved::{Owner, SavedProposal};
+use crate::saved::{Owner, Saved, SavedProposal};
 use crate::snapshot::Receiving;
 
 /// A node that has not read the register yet.
@@ -65,9 +65,13 @@ impl Replica {
         if revision < self.reads.newest {
             // A late answer, unless the read began after the newer revision was known.
             if asked > Some(self.reads.asked_when_seen) {
-                return Err(Stop(LOST_REGISTER.to_owned()));
+                return Err(self.lost_register(register.as_ref()));
             }
             self.marks.hit(Mark::OldRegisterIgnored);
+            if asked.is_none() {
+                // It may be late news, or the register lost what it held: only a read tells.
+                self.read_register();
+            }
             return Ok(());
         }
         if let Some(register) = &register {
@@ -91,7 +95,7 @@ impl Replica {
                 Ok(())
             }
             (None, Role::Starting(_)) => self.start_without_register(revision),
-            (None, _) if self.known.is_some() => Err(Stop(LOST_REGISTER.to_owned())),
+            (None, _) if self.known.is_some() => Err(self.lost_register(None)),
             (None, _) => Ok(()),
         }
     }
@@ -120,20 +124,35 @@ impl Replica {
                     register.cluster
                 )));
             }
-            if register.incarnation != self.saved.incarnation {
+            let (theirs, mine) = (register.incarnation, self.saved.incarnation);
+            if theirs > mine && register.primary.store == self.config.me.store {
                 return Err(Stop(format!(
-                    "the cluster is in incarnation {}, but this store is of incarnation {}: give the node a new, empty folder and it catches up",
-                    register.incarnation, self.saved.incarnation
+                    "the authority names this store as the primary of incarnation {theirs}, but it is still of incarnation {mine}: either `onced admin force-view` was cut short, then repeat it with this data folder; or this folder is an old copy, then give the node a new, empty one"
+                )));
+            }
+            if theirs > mine {
+                return Err(Stop(format!(
+                    "the cluster is in incarnation {theirs}, begun by `onced admin force-view` without this store, which is of incarnation {mine}: it must never serve again. Keep this folder aside, give the node a new, empty one, and it catches up"
                 )));
             }
         }
-        if view_of(register) < self.saved.view {
-            return Err(Stop(format!(
-                "the authority holds view {}, but this store already took part in view {}: the authority has lost data. Restore its folder",
-                register.view, self.saved.view
-            )));
+        let older = register.incarnation < self.saved.incarnation;
+        if older || view_of(register) < self.saved.view {
+            return Err(self.lost_register(Some(register)));
         }
         Ok(())
+    }
+
+    /// The register was changed other than by proposals: it holds nothing, or what it held long ago.
+    fn lost_register(&self, found: Option<&Register>) -> Stop {
+        let found = found.map_or("nothing".to_owned(), |register| {
+            format!("view {} of incarnation {}", register.view, register.incarnation)
+        });
+        let Saved { view, incarnation, .. } = &self.saved;
+        let cluster = self.cluster().map_or("?".to_owned(), |id| id.to_string());
+        Stop(format!(
+            "the authority's register holds {found}, but this store holds data of cluster {cluster} and took part in view {view} of incarnation {incarnation}: the authority has lost data, or --authority names another one. This node has lost nothing, and serves no more, since another primary could rise; --bootstrap does not apply to it. Put the authority's data back as it was last; if that is gone for good, `onced admin force-view` is the way out"
+        ))
     }
 
     /// Follows news of a view that another node sent.
@@ -203,7 +222,7 @@ impl Replica {
             return Ok(());
         }
         if !(self.never_took_part() || lone || tried) {
-            return Err(Stop(LOST_REGISTER.to_owned()));
+            return Err(self.lost_register(None));
         }
         if !bootstrap {
             return Ok(());
@@ -270,7 +289,7 @@ impl Replica {
             "follow view"
         );
         let is_primary = register.primary.store == me;
-        self.saved.view = view_of(&register);
+        self.saved.enter(&register);
         self.known = Some(Known { register, revision });
         self.save(Then::Acknowledge);
         if is_primary && self.breaks(Rule::ResumesOldView) {
@@ -331,5 +350,3 @@ impl Replica {
         self.effects.push(Effect::ReadRegister(self.reads.asked));
     }
 }
-
-const LOST_REGISTER: &str = "the authority's register is empty, but this store holds a cluster's data: the authority has lost its data. Restore the authority's folder, or check --authority";

@@ -123,7 +123,7 @@ fn a_lost_register_is_noticed_by_running_nodes() {
         world.run_until("the backup stops", 100_000, |it| !it.stopped.is_empty());
         let (at, reason) = &world.stopped[0];
         assert_ne!(*at, primary);
-        assert!(reason.contains("register is empty"), "{reason}");
+        assert!(reason.contains("register holds nothing"), "{reason}");
     }
 }
 

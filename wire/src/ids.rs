@@ -108,6 +108,19 @@ counter! {
     /// what clients remember of an earlier one is void.
     Incarnation
 }
+
+impl Incarnation {
+    /// The number of an incarnation that is made at `now_ms`, in milliseconds since 1970, and that
+    /// follows this one, the latest that its maker knows.
+    ///
+    /// It tells the time, since the maker may not know them all: of two that are made apart, from
+    /// stores that know nothing of each other, the later one has the higher number, and never the
+    /// same.
+    #[must_use]
+    pub fn following(self, now_ms: u64) -> Self {
+        self.next().max(Self(now_ms))
+    }
+}
 counter! {
     /// The log index of the entry that opened a session: it tells two sessions of one id apart.
     OpenedAt

@@ -13,7 +13,7 @@ use onlyonce_storage::{
     Checkpoint, Checkpointer, Digests, Entry, Index, LogWriter, Mark, Opened, Options, View, open,
 };
 use onlyonce_wire::authority::{Member, Register, Revision, Versioned};
-use onlyonce_wire::client::{Execute, ExecuteId, Operation, Request, Write};
+use onlyonce_wire::client::{Answer, Execute, ExecuteId, Operation, Request, Write};
 use onlyonce_wire::{CallId, ClusterId, IdempotencyKey, Incarnation, ProposalId, StoreId, codec};
 
 pub fn member(number: u128) -> Member {
@@ -53,6 +53,8 @@ pub struct Node {
     /// Whether the authority carries proposals out, and says so.
     pub swaps: bool,
     pub calls: u64,
+    /// What clients were answered, by their calls.
+    pub answers: Vec<(CallId, Answer)>,
     pub stopped: Option<String>,
     /// Where the snapshot ends on which it is to begin anew.
     pub installs: Option<Index>,
@@ -101,6 +103,7 @@ impl Node {
             proposed: 0,
             swaps,
             calls: 0,
+            answers: Vec::new(),
             stopped: None,
             installs: None,
             scrubs: 0,
@@ -187,7 +190,8 @@ impl Node {
                     let rows = self.checkpointer.read_rows(&from, 1 << 10).expect("rows");
                     self.give(Event::RowsRead { id, rows });
                 }
-                Effect::Reply { .. } | Effect::Know(_) | Effect::Release(_) => {}
+                Effect::Reply { to, answer } => self.answers.push((to.call, answer)),
+                Effect::Know(_) | Effect::Release(_) => {}
                 Effect::Receive { id, number, .. } => {
                     self.give(Event::Received { id, number, digests: Digests::default() });
                 }
@@ -195,6 +199,35 @@ impl Node {
                 Effect::Install { end, .. } => self.installs = Some(end.index),
             }
         }
+    }
+
+    /// Carries out the oldest write that waits for the hanging disk.
+    pub fn write_one(&mut self) {
+        let waiting = self.hanging.as_mut().filter(|waiting| !waiting.is_empty());
+        match waiting.map(|waiting| waiting.remove(0)) {
+            Some(Effect::Persist(record)) => {
+                let index = record.index;
+                self.log.append(&[record]).expect("append");
+                self.give(Event::Persisted { index });
+            }
+            Some(Effect::Save { state }) => {
+                self.log.save(&state).expect("save");
+                self.give(Event::Saved);
+            }
+            Some(other) => panic!("{other:?} is not expected here"),
+            None => {}
+        }
+        self.give(Event::Drained);
+    }
+
+    /// Asks, and returns the answer if there is one at once.
+    pub fn call(&mut self, request: Request) -> Option<Answer> {
+        self.calls += 1;
+        let call = CallId(self.calls);
+        self.give(Event::Request { from: ReplyTo { connection: 1, call }, request });
+        self.give(Event::Drained);
+        let place = self.answers.iter().position(|(answered, _)| *answered == call)?;
+        Some(self.answers.remove(place).1)
     }
 
     pub fn told(&mut self, id: ReadId) {
