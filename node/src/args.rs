@@ -21,6 +21,9 @@ Examples:
     onced serve --data ./n1 --name n1 --authority etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379 \\
         --bootstrap
 
+  When the authority's data is lost for good (see onced admin force-view --help):
+    onced admin force-view --authority 127.0.0.1:7300 --data ./n1 --data ./n2
+
   See what a node would run with:
     ONCED_LEASE_MS=300 onced serve --data ./n1 --name n1 --print-config
 
@@ -53,6 +56,16 @@ pub enum Command {
     Authority(AuthorityArgs),
     /// Read all of a stopped node's data folder and tell whether it is what was written.
     Scrub(ScrubArgs),
+    /// Mend what nothing mends by itself.
+    #[command(subcommand)]
+    Admin(AdminCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AdminCommand {
+    /// Make one store the only primary of its cluster again, when the authority's data is lost.
+    #[command(long_about = FORCE_VIEW_ABOUT, after_help = FORCE_VIEW_AFTER)]
+    ForceView(ForceViewArgs),
 }
 
 #[derive(Debug, Default, clap::Args)]
@@ -127,6 +140,49 @@ pub struct ScrubArgs {
     /// The data folder.
     #[arg(long, value_name = "DIR", env = "ONCED_DATA")]
     pub data: PathBuf,
+}
+
+const FORCE_VIEW_ABOUT: &str = "\
+Make one store the only primary of its cluster again, when the authority's data is lost.
+
+It works on the data folders of stopped nodes. Without --fenced it changes nothing: it shows what
+each store holds, which one it would choose, and what may be lost. With --fenced it begins a new
+incarnation of the cluster's history, with that store alone: first in the register, then in the
+store. All sessions of before are expired then: clients learn that their outstanding requests are
+unresolved, and go on in new sessions by themselves.
+
+--fenced is a promise: no node will ever run again on any other store of this cluster, given here
+or not. A node that still runs could answer clients from the old history.
+
+The command may be repeated whenever it was cut short: it goes on from what the register holds.
+See docs/operations.md, \"The authority's data is lost\".";
+
+const FORCE_VIEW_AFTER: &str = "\
+Exit codes: 0 the view is forced (or was before), 1 refused or failed, and the last line says why,
+2 nothing was written: wrong usage, or --fenced is not given.
+
+Example:
+  onced authority --data ./new-authority --listen 127.0.0.1:7300
+  onced admin force-view --authority 127.0.0.1:7300 --data ./n1 --data ./n2
+  onced admin force-view --authority 127.0.0.1:7300 --data ./n1 --data ./n2 --fenced";
+
+#[derive(Debug, clap::Args)]
+pub struct ForceViewArgs {
+    /// The authority, whose register is empty, or older than the stores.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub authority: String,
+    /// The data folder of a stopped node; give those of all nodes of the cluster that are left.
+    #[arg(long, value_name = "DIR", required = true)]
+    pub data: Vec<PathBuf>,
+    /// The node that goes on, by its name or store id [default: the one whose log goes furthest].
+    #[arg(long, value_name = "NAME|STORE")]
+    pub primary: Option<String>,
+    /// Do it: every other store of this cluster is stopped for good.
+    #[arg(long)]
+    pub fenced: bool,
+    /// How log lines look on standard error.
+    #[arg(long, value_name = "text|json", env = "ONCED_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
 }
 
 #[derive(Debug, clap::Args)]

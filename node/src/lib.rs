@@ -2,7 +2,8 @@
 //!
 //! [`run`] is the program `onced`. `serve.rs` puts a node together and shows its threads;
 //! `core_thread.rs` owns the core; `clients.rs` and `peers.rs` are the sockets; `log_thread.rs` and
-//! `checkpoint_thread.rs` write the store; [`authority`] holds the view register, both sides of it.
+//! `checkpoint_thread.rs` write the store; [`authority`] holds the view register, both sides of it;
+//! `force_view/` is the tool for when that is lost.
 
 mod args;
 pub mod authority;
@@ -15,6 +16,7 @@ mod counters;
 mod exit;
 mod failpoints;
 mod faults;
+mod force_view;
 mod frames;
 mod http;
 mod listeners;
@@ -31,8 +33,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{Args, AuthorityArgs, Command, ScrubArgs, ServeArgs};
-use crate::config::{LogFormat, ServeConfig, Settings};
+use crate::args::{AdminCommand, Args, AuthorityArgs, Command, ForceViewArgs, ScrubArgs, ServeArgs};
+use crate::authority::client::EmbeddedClient;
+use crate::authority::etcd::EtcdClient;
+use crate::config::{AuthorityAddress, LogFormat, ServeConfig, Settings};
 use crate::exit::ExitError;
 
 /// Runs `onced` with the arguments and the environment of this process.
@@ -47,6 +51,7 @@ pub fn run() -> ExitCode {
         Command::Serve(args) => serve(&args),
         Command::Authority(args) => authority(&args),
         Command::Scrub(args) => scrub(&args),
+        Command::Admin(AdminCommand::ForceView(args)) => force_view(&args),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -79,6 +84,17 @@ fn authority(args: &AuthorityArgs) -> Result<(), ExitError> {
 fn scrub(args: &ScrubArgs) -> Result<(), ExitError> {
     logging::start(LogFormat::Text)?;
     scrub::run(&args.data)
+}
+
+fn force_view(args: &ForceViewArgs) -> Result<(), ExitError> {
+    let authority = AuthorityAddress::parse(&args.authority)?;
+    logging::start(args.log_format)?;
+    match authority {
+        AuthorityAddress::Embedded(address) => {
+            force_view::run(args, &EmbeddedClient::new(address))
+        }
+        AuthorityAddress::Etcd(address) => force_view::run(args, &EtcdClient::new(address)),
+    }
 }
 
 /// A variable with a typing error would silently leave its setting at the default.

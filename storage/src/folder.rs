@@ -71,6 +71,12 @@ pub fn open_dir(path: impl AsRef<Path>, options: &Options) -> Result<Opened, Ope
     }
 }
 
+/// Whether `path` is a data folder that was made completely. Tools ask before they open one, since
+/// [`open_dir`] makes what is not there.
+pub fn holds_store(path: impl AsRef<Path>) -> Result<bool, OpenError> {
+    is_there(&path.as_ref().join(FORMAT_FILE))
+}
+
 enum Content {
     Store,
     /// Nothing, or a creation that was cut short.

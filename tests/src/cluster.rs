@@ -494,6 +494,21 @@ impl Cluster {
         }
     }
 
+    /// The data folder of the authority.
+    #[must_use]
+    pub fn authority_data(&self) -> PathBuf {
+        self.folder.path().join("authority")
+    }
+
+    /// Kills the authority, and deletes all that it had.
+    ///
+    /// # Panics
+    /// When its folder cannot be removed.
+    pub fn lose_authority(&mut self) {
+        self.kill_authority();
+        std::fs::remove_dir_all(self.authority_data()).expect("the folder can be removed");
+    }
+
     /// Starts the authority again, at its address.
     pub fn restart_authority(&mut self) {
         self.authority = Some(start_authority(&self.folder, &self.authority_argument));

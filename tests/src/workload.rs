@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use onlyonce_client::{Client, Error};
+use onlyonce_client::{Client, Error, Refusal, UnresolvedReason};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::runtime::Runtime;
@@ -38,6 +38,8 @@ pub struct WorkloadConfig {
     pub prefix: String,
     /// Of the choices between them.
     pub seed: u64,
+    /// Whether a new incarnation begins meanwhile: what is outstanding then ends as unresolved.
+    pub new_incarnation: bool,
 }
 
 impl WorkloadConfig {
@@ -45,7 +47,8 @@ impl WorkloadConfig {
     #[must_use]
     pub fn new(nodes: Vec<String>, seed: u64) -> Self {
         let prefix = format!("load-{seed}/");
-        Self { nodes, clients: 4, lanes: 4, counters: 4, keys: 4, prefix, seed }
+        let new_incarnation = false;
+        Self { nodes, clients: 4, lanes: 4, counters: 4, keys: 4, prefix, seed, new_incarnation }
     }
 
     /// The key of a counter.
@@ -290,9 +293,11 @@ impl Lane {
     }
 
     /// Enters a request that ended with an error. With the library's defaults none does while the
-    /// cluster keeps its promises, so each is worth a line.
+    /// cluster keeps its promises, so each is worth a line; a new incarnation is a reason of its own.
     fn failed(&mut self, error: &Error) {
-        self.violation(&format!("a request without a deadline ended: {error}"));
+        if !(self.shared.config.new_incarnation && is_of_another_incarnation(error)) {
+            self.violation(&format!("a request without a deadline ended: {error}"));
+        }
         let open = self.open.take().expect("a request is under way");
         match (error, open) {
             (Error::Unresolved(_) | Error::BadReply(_), open) => self.enter_open(open),
@@ -311,6 +316,13 @@ impl Lane {
     fn violation(&mut self, text: &str) {
         self.ledger.violations.push(format!("client {}: {text}", self.name));
     }
+}
+
+/// Whether the request is open because its incarnation is over.
+fn is_of_another_incarnation(error: &Error) -> bool {
+    let Error::Unresolved(unresolved) = error else { return false };
+    let reason = unresolved.reason();
+    matches!(reason, UnresolvedReason::Refused(Refusal::OtherIncarnation { .. }))
 }
 
 impl Drop for Lane {
