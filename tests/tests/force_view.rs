@@ -32,7 +32,7 @@ fn force_view(cluster: &Cluster, more: &[&str]) -> Ran {
 }
 
 fn folders(cluster: &Cluster) -> Vec<&Path> {
-    cluster.nodes.iter().map(|node| node.data()).collect()
+    cluster.nodes.iter().map(onlyonce_tests::Node::data).collect()
 }
 
 /// The last line on standard error of a process that had to end with `code`.
