@@ -3,14 +3,16 @@
 
 mod one_node;
 
-use onlyonce_replica::{Event, Saved, forced_view, is_forced_view};
+use onlyonce_replica::{Event, Saved, SavedProposal, forced_view, is_forced_view};
 use onlyonce_storage::engine::memory::MemoryDisk;
 use onlyonce_storage::{Opened, Options, Table, open};
 use onlyonce_wire::authority::{Register, Revision, Versioned};
 use onlyonce_wire::client::{
     Answer, Execute, ExecuteId, Operation, Outcome, Read, Refusal, Request, Write,
 };
-use onlyonce_wire::{ClusterId, IdempotencyKey, Incarnation, Seq, Session, SessionId, View, codec};
+use onlyonce_wire::{
+    ClusterId, IdempotencyKey, Incarnation, ProposalId, Seq, Session, SessionId, View, codec,
+};
 
 use one_node::{Node, member, register};
 
@@ -73,10 +75,12 @@ fn used(disk: &MemoryDisk) -> Vec<Session> {
     sessions
 }
 
-/// Does what the tool does: the view is forced, and the store told.
+/// Does what the tool does: the view is forced, and the store told. Its last process had proposed
+/// something to the register that is lost.
 fn force(disk: &MemoryDisk) -> Register {
     let mut opened = opened(disk);
-    let saved = Saved::decode(&opened.state_bytes).expect("a state");
+    let mut saved = Saved::decode(&opened.state_bytes).expect("a state");
+    saved.proposal = Some(SavedProposal { expected: Revision(1), id: ProposalId(5) });
     let (cluster, me) = (ClusterId(9), saved.me.clone().expect("it was used"));
     let register = forced_view(cluster, LATER, View(saved.view.0 + 1), me);
     let mut saved = saved.in_forced_view(&register);
@@ -111,6 +115,7 @@ fn a_new_incarnation_ends_all_sessions() {
     assert!(status.serving, "{status:?}");
     assert_eq!((status.incarnation, status.view.0), (LATER, forced.view.0 + 1));
     assert_eq!((status.sessions, status.idempotency_keys), (0, 1));
+    assert_eq!(node.proposed, 1, "what was proposed to the lost register is forgotten");
     assert!(!is_forced_view(node.register.register.as_ref().expect("won")), "it is its own view");
     assert_eq!((rows(&node, Table::Replies), rows(&node, Table::Sessions)), (0, 1));
 
