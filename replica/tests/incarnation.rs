@@ -3,7 +3,7 @@
 
 mod one_node;
 
-use onlyonce_replica::{Event, Saved, SavedProposal, forced_view, is_forced_view};
+use onlyonce_replica::{Effect, Event, Saved, SavedProposal, forced_view, is_forced_view};
 use onlyonce_storage::engine::memory::MemoryDisk;
 use onlyonce_storage::{Opened, Options, Table, open};
 use onlyonce_wire::authority::{Register, Revision, Versioned};
@@ -12,6 +12,7 @@ use onlyonce_wire::client::{
 };
 use onlyonce_wire::{
     ClusterId, IdempotencyKey, Incarnation, ProposalId, Seq, Session, SessionId, View, codec,
+    limits,
 };
 
 use one_node::{Node, member, register};
@@ -186,6 +187,38 @@ fn ending_the_sessions_survives_every_crash() {
         assert!(writes < 40, "it never opens");
     }
     assert!(crashes >= 4, "{crashes} crashes while the sessions ended, {writes} writes");
+}
+
+/// As many sessions as there can be end in bounded steps: no record is large, and no step waits for
+/// more than the one before.
+#[test]
+fn as_many_sessions_as_there_can_be_end_in_steps() {
+    let disk = MemoryDisk::new();
+    let mut node = Node::on(opened(&disk), 1, empty());
+    node.tick(5);
+    for id in 1..=limits::SESSIONS_MAX as u128 {
+        open_session(&mut node, Incarnation(1), id);
+    }
+    drop(node);
+    let now = Versioned { revision: Revision(1), register: Some(force(&disk)) };
+    let mut node = Node::refused(opened(&disk), 1, now);
+    node.hanging = Some(Vec::new());
+    node.swaps = true;
+    node.tick(300);
+    node.tick(300);
+    let (mut records, mut largest) = (0, 0);
+    while !node.replica.status().serving {
+        let waiting = node.hanging.as_ref().expect("it hangs");
+        assert!(waiting.len() <= 1, "{} writes wait", waiting.len());
+        if let Some(Effect::Persist(record)) = waiting.first() {
+            records += 1;
+            largest = largest.max(record.bytes());
+        }
+        node.write_one();
+    }
+    println!("{records} records, the largest of {largest} bytes");
+    assert!(records > 1_000 && largest < 64 << 10, "{records} records, at most {largest} bytes");
+    assert_eq!((rows(&node, Table::Replies), rows(&node, Table::Sessions)), (0, 1));
 }
 
 /// What a store that took part in view 5 of incarnation 3 makes of a register.

@@ -72,14 +72,15 @@ pub enum SlotsError {
     #[error(
         "the authority's data folder {0} has lost its file 'register'; going on with an empty one \
          could make a second primary: put the file back as it was last (an older copy is as \
-         dangerous as none)"
+         dangerous as none). If it is gone for good: `onced admin force-view` on a new, empty folder"
     )]
     Lost(String),
     /// Neither copy can be trusted.
     #[error(
         "both copies of the register in {folder} are damaged (first: {first}; second: {second}); \
          guessing could make a second primary: put the file 'register' back as it was last (an \
-         older copy is as dangerous as none)"
+         older copy is as dangerous as none). If it is gone for good: `onced admin force-view` on a \
+         new, empty folder"
     )]
     Damaged {
         /// The folder.
