@@ -120,7 +120,7 @@ impl Replica {
         if let Some(Owner::Cluster(mine)) = self.saved.owner {
             if register.cluster != mine {
                 return Err(Stop(format!(
-                    "the authority holds the view of cluster {}, but this store belongs to cluster {mine}: start it with its own authority, or give the node a new, empty folder",
+                    "the authority holds the view of cluster {}, but this store belongs to cluster {mine}: start it with its own authority. If that one lost its data, and another cluster was made there by mistake, `onced admin force-view` is the way out; give the node a new, empty folder only if nobody needs this store",
                     register.cluster
                 )));
             }

@@ -12,7 +12,7 @@ use onlyonce_tests::process::{Ran, run};
 use onlyonce_tests::raw::{append, ask, executed, get, incarnation};
 use onlyonce_tests::wait::wait_for;
 use onlyonce_tests::{
-    Cluster, Exit, Lone, RawSession, Status, Workload, WorkloadConfig, audit, binaries, seed,
+    Cluster, Exit, Lone, Node, RawSession, Status, Workload, WorkloadConfig, audit, binaries, seed,
 };
 use onlyonce_wire::client::{Answer, Refusal};
 
@@ -32,7 +32,7 @@ fn force_view(cluster: &Cluster, more: &[&str]) -> Ran {
 }
 
 fn folders(cluster: &Cluster) -> Vec<&Path> {
-    cluster.nodes.iter().map(onlyonce_tests::Node::data).collect()
+    cluster.nodes.iter().map(Node::data).collect()
 }
 
 /// The last line on standard error of a process that had to end with `code`.
@@ -68,7 +68,7 @@ fn written() -> (Cluster, RawSession, onlyonce_wire::client::Request) {
 }
 
 fn stop_all(cluster: &mut Cluster) {
-    cluster.nodes.iter_mut().for_each(onlyonce_tests::Node::kill);
+    cluster.nodes.iter_mut().for_each(Node::kill);
 }
 
 /// Under load the authority loses everything. The nodes stop, and refuse to begin anew; the tool
@@ -313,6 +313,39 @@ fn an_older_copy_of_the_register_is_no_way_out() {
     cluster.nodes[primary].start();
     cluster.nodes[primary].wait_status("to serve", Status::serves);
     assert_eq!(get(&cluster.sockets(), "raw").as_deref(), Some("once;"));
+}
+
+/// An empty node that makes a new cluster at the emptied authority takes nothing from the old one: its
+/// stores are refused there, and go on once the mistake is mended.
+#[test]
+fn a_cluster_made_by_mistake_takes_nothing() {
+    let (mut cluster, _, _) = written();
+    stop_all(&mut cluster);
+    cluster.lose_authority();
+    cluster.restart_authority();
+    let authority = cluster.authority_address().to_string();
+    let folder = onlyonce_tests::cluster::folder();
+    let arguments = ["--authority", &authority, "--bootstrap"];
+    let mut mistake = Node::new("n3", &folder.path().join("n3"), &arguments, &[]);
+    mistake.start();
+    mistake.wait_status("to serve", Status::serves);
+    for node in &mut cluster.nodes {
+        node.spawn();
+        refused(&node.exit(), &["holds the view of cluster", "onced admin force-view"]);
+    }
+    let ran = force_view(&cluster, &["--fenced"]);
+    ended(ran.code, 1, &ran.stderr, &["refused", "stop its nodes", "Nothing was written"]);
+    mistake.kill();
+    cluster.lose_authority();
+    cluster.restart_authority();
+    let forced = force_view(&cluster, &["--fenced"]);
+    assert_eq!(forced.code, Some(0), "{forced:?}");
+    let first = chosen(&cluster, &forced);
+    cluster.nodes[first].start();
+    cluster.nodes[first].wait_status("to serve", Status::serves);
+    assert_eq!(get(&cluster.sockets(), "raw").as_deref(), Some("once;"));
+    mistake.spawn();
+    refused(&mistake.exit(), &["holds the view of cluster"]);
 }
 
 /// What is no lost register, no stopped node, no store of this cluster or no whole store is refused,
