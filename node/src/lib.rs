@@ -33,7 +33,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{AdminCommand, Args, AuthorityArgs, Command, ForceViewArgs, ScrubArgs, ServeArgs};
+use crate::args::{
+    AdminCommand, Args, AuthorityArgs, Command, ForceViewArgs, ScrubArgs, ServeArgs,
+};
 use crate::authority::client::EmbeddedClient;
 use crate::authority::etcd::EtcdClient;
 use crate::config::{AuthorityAddress, LogFormat, ServeConfig, Settings};

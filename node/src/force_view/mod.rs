@@ -24,7 +24,7 @@ use onlyonce_wire::authority::{Register, Revision, Versioned};
 use self::plan::{Found, Plan, Step, decide};
 use crate::args::ForceViewArgs;
 use crate::authority::{Authority, AuthorityError, Swap};
-use crate::exit::ExitError;
+use crate::exit::{self, ExitError};
 use crate::serve::{say, tokio_runtime};
 
 /// Cache of the tables of one store: hardly anything of them is read.
@@ -90,7 +90,8 @@ fn open(folder: PathBuf) -> Result<(Found, LogWriter), ExitError> {
         return Err(refused(format!("{} is no data folder of a node", folder.display())));
     }
     let options = Options { tables_cache_bytes: CACHE_BYTES, ..Options::new(rand::random()) };
-    let opened = onlyonce_storage::open_dir(&folder, &options).map_err(|error| match error {
+    let opened = exit::reading(&folder, || onlyonce_storage::open_dir(&folder, &options));
+    let opened = opened.map_err(|error| match error {
         OpenError::InUse { .. } => {
             refused(format!("a node runs on {}: stop it first", folder.display()))
         }
@@ -106,7 +107,8 @@ fn open(folder: PathBuf) -> Result<(Found, LogWriter), ExitError> {
     let (view, index) = opened.state.last();
     let last = Position { view, index };
     let (store, committed) = (StoreId(opened.store_id), opened.state.committed());
-    let found = Found::new(folder, store, saved, last, committed).map_err(refused)?;
+    let checkpoint = opened.checkpointer.checkpoint();
+    let found = Found::new(folder, store, saved, last, committed, checkpoint).map_err(refused)?;
     Ok((found, opened.log))
 }
 

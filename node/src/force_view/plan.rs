@@ -8,7 +8,7 @@
 use std::path::PathBuf;
 
 use onlyonce_replica::{Owner, Position, Saved, forced_view, is_forced_view};
-use onlyonce_storage::Index;
+use onlyonce_storage::{Checkpoint, Index};
 use onlyonce_wire::authority::{Member, Register, Revision, Versioned};
 use onlyonce_wire::{ClusterId, Incarnation, StoreId, View};
 
@@ -29,6 +29,8 @@ pub struct Found {
     pub last: Position,
     /// The newest record that it knows to be committed.
     pub committed: Index,
+    /// The state that its tables hold.
+    pub checkpoint: Checkpoint,
 }
 
 impl Found {
@@ -39,10 +41,11 @@ impl Found {
         saved: Saved,
         last: Position,
         committed: Index,
+        checkpoint: Checkpoint,
     ) -> Result<Self, String> {
         match (saved.owner, saved.me.clone()) {
             (Some(Owner::Cluster(cluster)), Some(me)) => {
-                Ok(Self { folder, store, cluster, me, saved, last, committed })
+                Ok(Self { folder, store, cluster, me, saved, last, committed, checkpoint })
             }
             (Some(Owner::Lone), _) => Err(format!(
                 "{} belongs to a lone node, which needs no view: start it without --authority, or \
@@ -165,6 +168,18 @@ fn one_cluster(stores: &[Found]) -> Result<ClusterId, String> {
                 found.store
             ));
         }
+        let (mine, same) =
+            (&found.checkpoint, |it: &&Found| it.checkpoint.mark == found.checkpoint.mark);
+        let other = stores[..place].iter().filter(same).find(|it| it.checkpoint != *mine);
+        if let Some(other) = other {
+            return Err(format!(
+                "the tables of {} and {} differ, though both are as of record {}: one of them is \
+                 damaged. `onced scrub` tells which: leave it out",
+                other.folder.display(),
+                found.folder.display(),
+                mine.mark.index
+            ));
+        }
     }
     Ok(first.cluster)
 }
@@ -279,6 +294,9 @@ pub fn loss(stores: &[Found], chosen: usize) -> (View, Loss) {
 
 #[cfg(test)]
 mod tests {
+    use onlyonce_storage::{Digests, Table};
+    use onlyonce_wire::codec;
+
     use super::*;
 
     const NOW_MS: u64 = 1_700_000_000_000;
@@ -305,7 +323,15 @@ mod tests {
         };
         let last = Position { view: onlyonce_storage::View(last.0), index: Index(last.1) };
         let folder = format!("/n{number}").into();
-        Found::new(folder, StoreId(number), saved, last, Index(0)).expect("of a cluster")
+        let checkpoint = Checkpoint::default();
+        Found::new(folder, StoreId(number), saved, last, Index(0), checkpoint)
+            .expect("of a cluster")
+    }
+
+    /// Of tables that hold something.
+    fn digests() -> Digests {
+        let sums = codec::encode(&[1_u128; Table::ALL.len()]);
+        codec::decode::<Digests, 128>(&sums).expect("digests are their sums")
     }
 
     fn empty() -> Versioned {
@@ -401,6 +427,11 @@ mod tests {
         assert!(text.contains("the stores of one cluster only"), "{text}");
         let text = refusal(&[one.clone(), one.clone()], &empty(), None);
         assert!(text.contains("copies of one store"), "{text}");
+        let two = found(2, 2, &[1, 2], (2, 9));
+        let damaged =
+            Found { checkpoint: Checkpoint { digests: digests(), ..two.checkpoint }, ..two };
+        let text = refusal(&[one.clone(), damaged], &empty(), None);
+        assert!(text.contains("differ") && text.contains("onced scrub"), "{text}");
         let text = refusal(&[one.clone()], &empty(), Some("n7"));
         assert!(text.contains("none of these stores"), "{text}");
         let twin = Found { me: one.me.clone(), ..found(2, 2, &[1, 2], (2, 9)) };

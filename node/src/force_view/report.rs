@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use onlyonce_storage::Checkpoint;
 use onlyonce_wire::authority::{Member, Versioned};
 
 use super::plan::{Found, Loss, Plan, Step, loss};
@@ -32,6 +33,7 @@ pub fn table(stores: &[Found], authority: &str, now: &Versioned) -> String {
         "role",
         "prepared",
         "committed",
+        "tables",
     ];
     let mut rows = vec![titles.map(str::to_owned)];
     for found in stores {
@@ -45,6 +47,7 @@ pub fn table(stores: &[Found], authority: &str, now: &Versioned) -> String {
             found.role().to_owned(),
             format!("({}, {})", found.last.view, found.last.index),
             found.committed.to_string(),
+            tables(&found.checkpoint),
         ]);
     }
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
@@ -55,6 +58,11 @@ pub fn table(stores: &[Found], authority: &str, now: &Versioned) -> String {
         let _ = writeln!(text, "{}", line.trim_end());
     }
     text
+}
+
+/// The record that tables are as of, and the beginning of their digest.
+fn tables(checkpoint: &Checkpoint) -> String {
+    format!("{} ({:.8})", checkpoint.mark.index, checkpoint.digests.to_string())
 }
 
 /// What would be done, what may be lost by it, and what must be true before.
