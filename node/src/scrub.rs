@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use onlyonce_storage::{OpenError, Opened, Options, Scrubbed, open_dir};
+use onlyonce_storage::{OpenError, Opened, Options, Scrubbed, holds_store, open_dir};
 
 use crate::exit::{self, ExitError};
 use crate::serve::say;
@@ -12,7 +12,7 @@ const PIECE_BYTES: usize = 4 << 20;
 
 /// Opens the store in `data`, which checks its log, and reads all rows of its tables.
 pub fn run(data: &Path) -> Result<(), ExitError> {
-    if !data.join("format").exists() {
+    if !holds_store(data)? {
         let problem = format!("--data {}: no data folder of a node is there", data.display());
         return Err(ExitError::Usage(problem));
     }
