@@ -294,6 +294,8 @@ pub fn loss(stores: &[Found], chosen: usize) -> (View, Loss) {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use onlyonce_storage::{Digests, Table};
     use onlyonce_wire::codec;
 
@@ -417,10 +419,10 @@ mod tests {
     #[test]
     fn what_does_not_belong_is_refused() {
         let one = found(1, 2, &[1, 2], (2, 9));
-        let text = refusal(&[one.clone()], &holds(made(1, 2, 1)), None);
+        let text = refusal(from_ref(&one), &holds(made(1, 2, 1)), None);
         assert!(text.contains("view 2 of incarnation 1") && text.contains("n1"), "{text}");
         let other = Register { cluster: ClusterId(3), ..made(1, 1, 5) };
-        let text = refusal(&[one.clone()], &holds(other), None);
+        let text = refusal(from_ref(&one), &holds(other), None);
         assert!(text.contains(&ClusterId(3).to_string()), "{text}");
         let stranger = Found { cluster: ClusterId(3), ..found(2, 2, &[2], (2, 9)) };
         let text = refusal(&[one.clone(), stranger], &empty(), None);
@@ -432,7 +434,7 @@ mod tests {
             Found { checkpoint: Checkpoint { digests: digests(), ..two.checkpoint }, ..two };
         let text = refusal(&[one.clone(), damaged], &empty(), None);
         assert!(text.contains("differ") && text.contains("onced scrub"), "{text}");
-        let text = refusal(&[one.clone()], &empty(), Some("n7"));
+        let text = refusal(from_ref(&one), &empty(), Some("n7"));
         assert!(text.contains("none of these stores"), "{text}");
         let twin = Found { me: one.me.clone(), ..found(2, 2, &[1, 2], (2, 9)) };
         let text = refusal(&[one, twin], &empty(), Some("n1"));
@@ -449,7 +451,7 @@ mod tests {
         assert_eq!(loss(&[backup], 0), (View(4), Loss::UnlessLater(vec![member(1)])));
         let learner = found(3, 4, &[1, 2], (4, 11));
         let tail = Loss::Tail(vec![member(1), member(2)]);
-        assert_eq!(loss(&[learner.clone()], 0), (View(4), tail.clone()));
+        assert_eq!(loss(from_ref(&learner), 0), (View(4), tail.clone()));
         assert_eq!(loss(&[learner, primary.clone()], 0), (View(4), tail));
         let level = found(3, 4, &[1, 2], (4, 20));
         assert_eq!(
