@@ -310,10 +310,11 @@ async fn a_hint_of_a_new_incarnation_is_followed() {
     assert_eq!(client.incr("n", 1).await.expect("counted"), 1);
 
     let current = Incarnation(2);
-    let mut later = model.lock().expect("kept rules");
-    later.incarnation = current;
-    later.sessions.clear();
-    drop(later);
+    {
+        let mut model = model.lock().expect("kept rules");
+        model.incarnation = current;
+        model.sessions.clear();
+    }
     let (refused, redirect) =
         (Answer::Refused(Refusal::OtherIncarnation { current }), hint(3, &next));
     primary.script(move |received| match received.execute() {
