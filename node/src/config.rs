@@ -329,7 +329,8 @@ impl ServeConfig {
     }
 }
 
-fn authority_address(text: &str) -> Result<AuthorityAddress, ExitError> {
+/// The authority that `text` names.
+pub fn authority_address(text: &str) -> Result<AuthorityAddress, ExitError> {
     if text.starts_with(SCHEME) {
         let address = text.parse().map_err(|error| {
             ExitError::Usage(format!(

@@ -89,12 +89,10 @@ fn scrub(args: &ScrubArgs) -> Result<(), ExitError> {
 }
 
 fn force_view(args: &ForceViewArgs) -> Result<(), ExitError> {
-    let authority = AuthorityAddress::parse(&args.authority)?;
+    let authority = config::authority_address(&args.authority)?;
     logging::start(args.log_format)?;
     match authority {
-        AuthorityAddress::Embedded(address) => {
-            force_view::run(args, &EmbeddedClient::new(address))
-        }
+        AuthorityAddress::Embedded(address) => force_view::run(args, &EmbeddedClient::new(address)),
         AuthorityAddress::Etcd(address) => force_view::run(args, &EtcdClient::new(address)),
     }
 }
