@@ -1,10 +1,10 @@
 //! The end of a world: what must be true of it as a whole.
 
+use onlyonce_history::check;
 use onlyonce_replica::Replica;
 use onlyonce_storage::Table;
 
 use crate::ledger::Finding;
-use crate::linearizable::is_linearizable;
 use crate::world::World;
 
 impl World {
@@ -22,9 +22,7 @@ impl World {
                 .filter(|(of, _)| *of == key)
                 .map(|(_, operation)| operation.clone())
                 .collect();
-            if !is_linearizable(&history) {
-                return Err(format!("I10: the history of key-{key} has no order: {history:#?}"));
-            }
+            check(&history).map_err(|found| format!("I10: key-{key}: {found}{history:#?}"))?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use onlyonce_history::{Action, Operation, Told};
 use onlyonce_replica::Limits;
 use onlyonce_storage::limits::CHUNK;
 use onlyonce_wire::client::{
@@ -15,7 +16,6 @@ use onlyonce_wire::{
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use crate::linearizable::{Action, Operation, Told};
 use crate::plan::Plan;
 
 /// The only incarnation of a simulated cluster.
@@ -421,7 +421,7 @@ fn told(outcome: Outcome) -> Told {
         Outcome::Length(length) => Told::Number(i64::try_from(length).expect("short")),
         Outcome::Integer(value) => Told::Number(value),
         Outcome::Deleted(existed) => Told::Bool(existed),
-        Outcome::Compared { swapped, .. } => Told::Bool(swapped),
+        Outcome::Compared { swapped, actual } => Told::Compared { swapped, actual },
         Outcome::Failed(Failure::NotAnInteger | Failure::Overflow) => Told::Impossible,
         other @ (Outcome::Failed(_) | Outcome::Rows { .. } | Outcome::Txn(_)) => {
             panic!("an outcome that nothing here leads to: {other:?}")

@@ -13,7 +13,7 @@
 //! - `node`, `client` → the two kinds of participants,
 //! - `ledger`, `fold` → the truth, and the invariants checked against it,
 //! - `witness` → every answer, held against the truth,
-//! - `linearizable`, `audit` → the end,
+//! - `audit` → the end,
 //! - `outage` → how long one failure holds clients up,
 //! - `tally` → which rare paths were met,
 //! - `timeline` → what happened, for a reader.
@@ -23,7 +23,6 @@ mod client;
 mod faults;
 mod fold;
 mod ledger;
-mod linearizable;
 mod node;
 mod outage;
 mod plan;
