@@ -1,4 +1,4 @@
-//! Clusters and lone nodes of real processes, on ports that stay the same over restarts.
+//! Clusters of real processes, on ports that stay the same over restarts.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use crate::binaries;
 use crate::http;
+use crate::network::{Network, Place};
 use crate::port;
 use crate::process::{Daemon, Exit};
 use crate::wait::wait_for;
@@ -89,6 +90,8 @@ pub struct Node {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     addresses: Addresses,
+    /// Where clients are told to connect, if elsewhere.
+    advertised: Option<SocketAddr>,
     daemon: Option<Daemon>,
     /// What earlier processes said.
     log: String,
@@ -122,6 +125,7 @@ impl Node {
                 .map(|&(key, value)| (key.to_owned(), value.to_owned()))
                 .collect(),
             addresses: Addresses::free(),
+            advertised: None,
             daemon: None,
             log: String::new(),
         }
@@ -279,6 +283,19 @@ impl Node {
         self.addresses.client
     }
 
+    /// Where clients are told to connect.
+    #[must_use]
+    pub fn advertised_address(&self) -> SocketAddr {
+        self.advertised.unwrap_or(self.addresses.client)
+    }
+
+    /// Tells others to connect to these addresses, rather than to where it listens.
+    fn advertise(&mut self, client: SocketAddr, peer: SocketAddr) {
+        self.set("ONCED_ADVERTISE_CLIENT", &client.to_string());
+        self.set("ONCED_ADVERTISE_PEER", &peer.to_string());
+        self.advertised = Some(client);
+    }
+
     /// Where other nodes connect.
     #[must_use]
     pub fn peer_address(&self) -> SocketAddr {
@@ -375,34 +392,6 @@ pub fn client(addresses: &[String]) -> Client {
     Client::builder().nodes(addresses.iter().cloned()).build().expect("addresses of nodes")
 }
 
-/// One node alone, with its folder.
-pub struct Lone {
-    /// The node.
-    pub node: Node,
-    _folder: TempDir,
-}
-
-impl Lone {
-    /// Starts one and waits until it serves.
-    ///
-    /// # Panics
-    /// When it does not.
-    #[must_use]
-    pub fn start(environment: Environment) -> Self {
-        let folder = folder();
-        let mut node = Node::new("n1", &folder.path().join("n1"), &[], environment);
-        node.start();
-        node.wait_status("to serve", Status::serves);
-        Self { node, _folder: folder }
-    }
-
-    /// What a client is told to connect to.
-    #[must_use]
-    pub fn addresses(&self) -> Vec<String> {
-        vec![self.node.client_address().to_string()]
-    }
-}
-
 /// An authority and nodes `n1`, `n2`, ... of one cluster.
 pub struct Cluster {
     /// The nodes, `n1` first.
@@ -412,6 +401,8 @@ pub struct Cluster {
     /// What nodes are given as `--authority`.
     authority_argument: String,
     program: PathBuf,
+    /// What is between them, where it is not only loopback.
+    network: Option<Network>,
     environment: Vec<(String, String)>,
     folder: TempDir,
 }
@@ -424,7 +415,7 @@ impl Cluster {
     #[must_use]
     #[track_caller]
     pub fn start(nodes: usize, environment: Environment) -> Self {
-        Self::start_program(&binaries::onced(), nodes, environment)
+        Self::start_on(None, &binaries::onced(), nodes, environment)
     }
 
     /// As [`start`](Self::start); the nodes run this program.
@@ -434,10 +425,18 @@ impl Cluster {
     #[must_use]
     #[track_caller]
     pub fn start_program(program: &Path, nodes: usize, environment: Environment) -> Self {
-        let folder = folder();
-        let authority = start_authority(&folder, &port::free_address().to_string());
-        let argument = authority.address("authority").to_string();
-        Self::empty(Some(authority), argument, folder).grown(program, nodes, environment)
+        Self::with_authority().grown(program, nodes, environment)
+    }
+
+    /// Starts a new cluster of two nodes on a [`Network`] that can be broken.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    #[must_use]
+    #[track_caller]
+    pub fn start_networked(environment: Environment) -> Self {
+        let cluster = Self { network: Some(Network::new()), ..Self::with_authority() };
+        cluster.grown(&binaries::onced(), 2, environment)
     }
 
     /// As [`start`](Self::start), with an authority that somebody else runs.
@@ -451,9 +450,17 @@ impl Cluster {
         empty.grown(&binaries::onced(), nodes, environment)
     }
 
+    fn with_authority() -> Self {
+        let folder = folder();
+        let authority = start_authority(&folder, &port::free_address().to_string());
+        let argument = authority.address("authority").to_string();
+        Self::empty(Some(authority), argument, folder)
+    }
+
     fn empty(authority: Option<Daemon>, authority_argument: String, folder: TempDir) -> Self {
         let (nodes, program, environment) = Default::default();
-        Self { nodes, authority, authority_argument, program, environment, folder }
+        let network = None;
+        Self { nodes, authority, authority_argument, program, network, environment, folder }
     }
 
     #[track_caller]
@@ -474,7 +481,14 @@ impl Cluster {
     pub fn add(&mut self) -> usize {
         let place = self.nodes.len();
         let name = format!("n{}", place + 1);
-        let mut arguments = vec!["--authority", &self.authority_argument];
+        let authority = match &self.network {
+            Some(network) => {
+                let address = self.authority_address();
+                network.proxy(Place::Node(place), Place::Authority, address).to_string()
+            }
+            None => self.authority_argument.clone(),
+        };
+        let mut arguments = vec!["--authority", &authority];
         if place == 0 {
             arguments.push("--bootstrap");
         }
@@ -483,8 +497,25 @@ impl Cluster {
         for (key, value) in &self.environment {
             node.set(key, value);
         }
+        if let Some(network) = &self.network {
+            // Of two nodes it is clear who connects to which.
+            assert!(place < 2, "a cluster with a network has two nodes");
+            node.advertise(
+                network.proxy(Place::Clients, Place::Node(place), node.client_address()),
+                network.proxy(Place::Node(1 - place), Place::Node(place), node.peer_address()),
+            );
+        }
         self.nodes.push(node);
         place
+    }
+
+    /// The network that can be broken.
+    ///
+    /// # Panics
+    /// When the cluster was started without.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        self.network.as_ref().expect("the cluster was started with a network")
     }
 
     /// Kills the authority, the embedded one.
@@ -526,10 +557,10 @@ impl Cluster {
     /// What a client is told to connect to.
     #[must_use]
     pub fn addresses(&self) -> Vec<String> {
-        self.nodes.iter().map(|node| node.client_address().to_string()).collect()
+        self.nodes.iter().map(|node| node.advertised_address().to_string()).collect()
     }
 
-    /// The same, for connections made by hand.
+    /// Where the nodes themselves listen, for connections made by hand.
     #[must_use]
     pub fn sockets(&self) -> Vec<SocketAddr> {
         self.nodes.iter().map(Node::client_address).collect()
@@ -554,7 +585,6 @@ impl Cluster {
     /// # Panics
     /// When none does within [`BOUND`].
     #[track_caller]
-    #[expect(clippy::must_use_candidate, reason = "also called to wait")]
     pub fn wait_primary(&self) -> usize {
         wait_for("a node to serve", BOUND, || self.try_primary())
     }
@@ -564,7 +594,6 @@ impl Cluster {
     /// # Panics
     /// When that takes longer than [`BOUND`].
     #[track_caller]
-    #[expect(clippy::must_use_candidate, reason = "mostly called to wait")]
     pub fn wait_whole(&self) -> usize {
         wait_for("a primary that serves, with every other node as backup", BOUND, || {
             self.try_whole()

@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use crate::audit::{Report, audit};
 use crate::cluster::BOUND;
 use crate::seed;
-use crate::wait::wait_for;
+use crate::wait::wait_more;
 use crate::workload::{Ledger, Workload, WorkloadConfig};
 
 /// A running workload of a test.
@@ -44,11 +44,7 @@ impl Load {
     /// When that takes longer than [`BOUND`].
     #[track_caller]
     pub fn progress(&self, requests: u64) {
-        let wanted = self.acknowledged() + requests;
-        wait_for("acknowledged requests", BOUND, || match self.acknowledged() {
-            enough if enough >= wanted => Ok(()),
-            few => Err(format!("{few} of {wanted}")),
-        });
+        wait_more("acknowledged requests", BOUND, requests, || self.acknowledged());
     }
 
     /// Waits until some more requests were acknowledged: a random moment of a busy server.

@@ -36,3 +36,21 @@ pub fn wait_for<T>(what: &str, bound: Duration, condition: impl FnMut() -> Resul
 pub fn moment(duration: Duration) {
     std::thread::sleep(duration);
 }
+
+/// Waits until a count that only grows has grown by `more`.
+///
+/// # Panics
+/// When that takes longer than `bound`.
+#[track_caller]
+pub fn wait_more(what: &str, bound: Duration, more: u64, count: impl Fn() -> u64) {
+    let wanted = count() + more;
+    wait_for(what, bound, || match count() {
+        enough if enough >= wanted => Ok(()),
+        few => Err(format!("{few} of {wanted}")),
+    });
+}
+
+/// As [`moment`], of a task.
+pub async fn pass(duration: Duration) {
+    tokio::time::sleep(duration).await;
+}
