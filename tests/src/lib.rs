@@ -11,6 +11,7 @@
 //! - [`failpoints`]: nodes that kill themselves at a named point, and what each death cost.
 //! - [`recorder`]: clients whose every request and answer is recorded, and judged at the end.
 //! - [`network`]: proxies between nodes, authority and clients: partitions of any kind.
+//! - [`trace`]: strace, which sees system calls and makes them fail.
 //! - [`wait`]: the one place that sleeps; everything else waits for a condition.
 //!
 //! Random tests print their seed; `ONCE_SEED` sets it.
@@ -32,6 +33,7 @@ pub mod raw;
 pub mod recorder;
 pub mod register;
 pub mod seed;
+pub mod trace;
 pub mod wait;
 pub mod workload;
 

@@ -35,6 +35,8 @@ use crate::workload::{Increments, Ledger};
 const FOLDER: &str = "ONLYONCE_HISTORIES";
 /// How long impatient clients wait: less than a failover takes.
 const IMPATIENCE: Duration = Duration::from_millis(300);
+/// By how much clients may enter what they send out of order, in nanoseconds.
+const DISORDER_MAX: u64 = 1_000_000_000;
 /// Keys of each kind.
 const KEYS: u64 = 3;
 /// After so many tokens a client goes on to the next generation of lists: an append writes, and a
@@ -125,6 +127,24 @@ impl Recorder {
     #[must_use]
     pub fn answered(&self) -> u64 {
         self.shared.answered.load(Ordering::Relaxed)
+    }
+
+    /// The time by the recorder's clock: nanoseconds since its start.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        self.shared.now()
+    }
+
+    /// When the first write that was sent at or after a time was acknowledged.
+    #[must_use]
+    pub fn first_acknowledged_since(&self, sent: u64) -> Option<u64> {
+        let recorded = self.shared.recorded();
+        let operations = recorded.iter().rev().map(|entry| &entry.recorded.operation);
+        operations
+            .take_while(|operation| operation.invoked + DISORDER_MAX >= sent)
+            .filter(|operation| operation.invoked >= sent && operation.action != Action::Get)
+            .filter_map(|operation| operation.answered)
+            .min()
     }
 
     /// Waits until so many more operations were answered.

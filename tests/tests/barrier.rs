@@ -3,29 +3,19 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
-use onlyonce_tests::cluster::BOUND;
 use onlyonce_tests::raw::{ask, executed, put};
-use onlyonce_tests::wait::wait_for;
+use onlyonce_tests::trace::attach;
 use onlyonce_tests::{Cluster, Daemon, RawSession};
 use onlyonce_wire::client::Operation;
 
 /// Of every system call that can read a message, write one, or sync a file.
 const CALLS: &str = "trace=fdatasync,fsync,read,readv,recvfrom,recvmsg,write,writev,sendto,sendmsg";
 
-/// Attaches strace to a running node, and waits until it watches.
-fn attach(pid: u32, output: &Path) -> Daemon {
-    let mut command = Command::new("strace");
-    command.args(["-f", "-ttt", "-y", "-s", "4096", "-e", CALLS, "-o"]).arg(output);
-    command.arg("-p").arg(pid.to_string());
-    let strace = Daemon::spawn("strace", command);
-    wait_for("strace to be attached", BOUND, || {
-        let said = strace.stderr();
-        if said.contains("attached") { Ok(()) } else { Err(format!("it said {said:?}")) }
-    });
-    strace
+/// Traces a running node.
+fn trace(pid: u32, output: &Path) -> Daemon {
+    attach(pid, &["-ttt", "-y", "-s", "4096", "-e", CALLS], output)
 }
 
 /// A completed system call: the lines and times where it began and ended, and its text.
@@ -121,8 +111,8 @@ fn both_logs_are_synced_before_a_reply() {
     let folder = tempfile::tempdir().expect("a folder");
     let outputs = [folder.path().join("primary"), folder.path().join("backup")];
     let mut stracers = [
-        attach(cluster.nodes[primary].daemon().pid(), &outputs[0]),
-        attach(cluster.nodes[backup].daemon().pid(), &outputs[1]),
+        trace(cluster.nodes[primary].daemon().pid(), &outputs[0]),
+        trace(cluster.nodes[backup].daemon().pid(), &outputs[1]),
     ];
     // A compare that fails: logged like any request, and the reply that is logged with it carries a
     // text that can be found on the backup.
