@@ -27,6 +27,7 @@ pub mod http;
 pub mod load;
 pub mod lone;
 pub mod network;
+mod observer;
 pub mod port;
 pub mod process;
 pub mod raw;

@@ -6,12 +6,13 @@
 //! read) and registers (everything else). Times are those of one monotonic clock: a request's
 //! begins before the client library is called, and ends after it returned, so what it really was
 //! lies within. Most clients wait without limit. Impatient ones have a deadline: what they do not
-//! learn stays open, for ever.
+//! learn stays open, for ever. Observers read at one node, whoever is the primary.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io::BufWriter;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,6 +28,7 @@ use tokio::task::JoinHandle;
 
 use crate::audit::{Report, compare};
 use crate::cluster::BOUND;
+use crate::observer::observe;
 use crate::seed;
 use crate::wait::wait_more;
 use crate::workload::{Increments, Ledger};
@@ -52,12 +54,14 @@ pub struct Recorder {
     nodes: Vec<String>,
     shared: Arc<Shared>,
     clients: Vec<JoinHandle<()>>,
+    observers: Vec<std::thread::JoinHandle<()>>,
     runtime: Runtime,
 }
 
-struct Shared {
+/// What all clients share.
+pub(crate) struct Shared {
     began: Instant,
-    stop: AtomicBool,
+    pub(crate) stop: AtomicBool,
     answered: AtomicU64,
     recorded: Mutex<Vec<Entry>>,
     /// What no healthy cluster does to a client that waits without limit.
@@ -71,12 +75,18 @@ struct Entry {
 }
 
 impl Shared {
-    fn now(&self) -> u64 {
+    /// Nanoseconds since the beginning.
+    pub(crate) fn now(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_nanos()).expect("a test of under 500 years")
     }
 
     fn recorded(&self) -> MutexGuard<'_, Vec<Entry>> {
         self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters an operation of an observer, which has ended.
+    pub(crate) fn record(&self, recorded: Recorded) {
+        self.recorded().push(Entry { recorded, void: false });
     }
 
     fn violation(&self, text: String) {
@@ -120,10 +130,32 @@ impl Recorder {
             };
             clients.push(runtime.spawn(client.run()));
         }
-        Self { random, test: test.to_owned(), seed, nodes, shared, clients, runtime }
+        Self {
+            random,
+            test: test.to_owned(),
+            seed,
+            nodes,
+            shared,
+            clients,
+            observers: Vec::new(),
+            runtime,
+        }
     }
 
-    /// How many operations were answered so far.
+    /// From now on the counters are also read by hand at each of these nodes, whoever is the primary.
+    pub fn observe(&mut self, nodes: &[SocketAddr]) {
+        for &node in nodes {
+            for number in 0..KEYS {
+                let shared = Arc::clone(&self.shared);
+                let client = (self.clients.len() + self.observers.len()) as u64;
+                self.observers.push(std::thread::spawn(move || {
+                    observe(&shared, client, node, &counter(number));
+                }));
+            }
+        }
+    }
+
+    /// How many operations of clients were answered so far.
     #[must_use]
     pub fn answered(&self) -> u64 {
         self.shared.answered.load(Ordering::Relaxed)
@@ -141,8 +173,9 @@ impl Recorder {
         let recorded = self.shared.recorded();
         let operations = recorded.iter().rev().map(|entry| &entry.recorded.operation);
         operations
+            .filter(|operation| operation.action != Action::Get)
             .take_while(|operation| operation.invoked + DISORDER_MAX >= sent)
-            .filter(|operation| operation.invoked >= sent && operation.action != Action::Get)
+            .filter(|operation| operation.invoked >= sent)
             .filter_map(|operation| operation.answered)
             .min()
     }
@@ -173,9 +206,12 @@ impl Recorder {
     /// With everything that is wrong; the history is written to a file then, which is named.
     #[track_caller]
     pub fn finish(self, happened: &str) -> Verdict {
-        let Self { test, seed, nodes, shared, clients, runtime, .. } = self;
-        let count = clients.len();
+        let Self { test, seed, nodes, shared, clients, observers, runtime, .. } = self;
+        let count = clients.len() + observers.len();
         shared.stop.store(true, Ordering::Relaxed);
+        for observer in observers {
+            observer.join().expect("an observer panicked");
+        }
         runtime.block_on(async {
             let ended = async {
                 for client in clients {
@@ -203,6 +239,10 @@ impl Recorder {
         verdict.assert_clean(&test);
         verdict
     }
+}
+
+fn counter(number: u64) -> String {
+    format!("counter/{number}")
 }
 
 fn build(nodes: &[String], deadline: Option<Duration>) -> Client {
@@ -292,7 +332,6 @@ impl fmt::Display for Verdict {
 
 /// Compares the last reads of counters and lists with what was acknowledged.
 fn audit(history: &[Recorded], violations: Vec<String>) -> Report {
-    let counter = |number: u64| format!("counter/{number}");
     let mut ledger = Ledger { violations, ..Ledger::default() };
     ledger.counters.resize_with(KEYS as usize, Increments::default);
     let mut counters = vec![0; KEYS as usize];
@@ -346,8 +385,8 @@ impl RecordedClient {
             self.tokens += 1;
             let token = Bytes::from(format!("{}.{};", self.number, self.tokens));
             let (key, action) = match self.random.random_range(0..100) {
-                0..20 => (format!("counter/{number}"), Action::Incr),
-                20..28 => (format!("counter/{number}"), Action::Get),
+                0..20 => (counter(number), Action::Incr),
+                20..28 => (counter(number), Action::Get),
                 28..48 => (self.list(number), Action::Append(token)),
                 48..54 => (self.list(number), Action::Get),
                 register => (format!("register/{number}"), self.register_action(register, token)),

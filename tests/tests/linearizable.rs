@@ -93,6 +93,7 @@ fn whatever_happens_is_linearizable() {
     let mut cluster = Cluster::start_networked(&[]);
     let mut recorder =
         Recorder::start("whatever_happens_is_linearizable", cluster.addresses(), 10, 2);
+    recorder.observe(&cluster.sockets());
     let repeated = MISHAPS.iter().flat_map(|&(mishap, times)| std::iter::repeat_n(mishap, times));
     let mut mishaps: Vec<_> = repeated.collect();
     mishaps.shuffle(&mut recorder.random);

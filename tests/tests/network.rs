@@ -14,7 +14,8 @@ struct Scene {
 impl Scene {
     fn new(test: &str) -> Self {
         let cluster = Cluster::start_networked(&[]);
-        let recorder = Recorder::start(test, cluster.addresses(), 6, 1);
+        let mut recorder = Recorder::start(test, cluster.addresses(), 6, 1);
+        recorder.observe(&cluster.sockets());
         Self { cluster, recorder }
     }
 

@@ -30,8 +30,9 @@ fn read(key: &str) -> Request {
 fn a_woken_primary_serves_nothing_of_its_own() {
     let mut cluster = Cluster::start(2, &[]);
     let nodes = cluster.sockets();
-    let recorder =
+    let mut recorder =
         Recorder::start("a_woken_primary_serves_nothing_of_its_own", cluster.addresses(), 6, 1);
+    recorder.observe(&nodes);
     let mut woken = Woken::default();
     for pause in 0..PAUSES {
         let primary = cluster.wait_whole();
