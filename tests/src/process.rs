@@ -169,10 +169,31 @@ impl Daemon {
         self.exit(bound)
     }
 
-    /// SIGSTOP.
+    /// SIGSTOP, and waits until every thread stands still: on a busy machine some go on for a while.
+    ///
+    /// # Panics
+    /// When they do not.
     pub fn pause(&mut self) {
         self.signal(Signal::STOP);
         self.paused = true;
+        let name = &self.name;
+        wait::wait_for(&format!("{name} to stand still"), READY_BOUND, || self.stands_still());
+    }
+
+    /// Whether every thread is stopped.
+    fn stands_still(&self) -> Result<(), String> {
+        let failed = |error: std::io::Error| error.to_string();
+        let threads = format!("/proc/{}/task", self.pid());
+        for thread in std::fs::read_dir(threads).map_err(failed)? {
+            let path = thread.map_err(failed)?.path().join("stat");
+            let stat = std::fs::read_to_string(path).map_err(failed)?;
+            // Its state follows its name, which stands in parentheses and may hold any.
+            let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+            if !matches!(state, Some('T' | 't')) {
+                return Err(stat);
+            }
+        }
+        Ok(())
     }
 
     /// SIGCONT.
