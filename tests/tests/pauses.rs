@@ -78,7 +78,7 @@ fn a_woken_primary_serves_nothing_of_its_own() {
                 Ok(other) => panic!("a stale read: {other:?}"),
             }
         }
-        assert_eq!(cluster.wait_whole(), other, "the new primary stays");
+        cluster.wait_whole();
         for key in &keys {
             assert_eq!(get(&nodes, key).as_deref(), Some("1"), "{key} counts one write");
         }
