@@ -1,7 +1,7 @@
 //! What the multi-process tests and the demo are made of: real `onced` processes, killed for real.
 //!
 //! - [`process`]: a child that is owned: its ready line, its standard error, its end.
-//! - [`cluster`]: an authority and nodes, with ports that stay the same. [`lone`]: a node alone.
+//! - [`cluster`]: an authority and nodes, with ports that stay the same; their [`status`] pages. [`lone`]: a node alone.
 //! - [`etcd`]: a cluster of etcd, the other authority.
 //! - [`raw`]: the wire protocol spoken by hand, for what the client library would never send.
 //! - [`workload`] and [`audit`]: clients that count and append while things break, and the proof
@@ -34,13 +34,14 @@ pub mod raw;
 pub mod recorder;
 pub mod register;
 pub mod seed;
+pub mod status;
 pub mod trace;
 pub mod wait;
 pub mod workload;
 
 pub use audit::Report;
 pub use ballast::Ballast;
-pub use cluster::{Cluster, Node, Status};
+pub use cluster::{Cluster, Node};
 pub use etcd::Etcd;
 pub use failpoints::Deaths;
 pub use load::Load;
@@ -50,4 +51,5 @@ pub use process::{Daemon, Exit};
 pub use raw::{RawConnection, RawSession};
 pub use recorder::{Recorder, Verdict};
 pub use register::Register;
+pub use status::Status;
 pub use workload::{Ledger, Workload, WorkloadConfig};
