@@ -355,7 +355,7 @@ impl Cluster {
     #[must_use]
     #[track_caller]
     pub fn start(nodes: usize, environment: Environment) -> Self {
-        Self::start_on(None, &binaries::onced(), nodes, environment)
+        Self::with_authority().grown(&binaries::onced(), nodes, environment)
     }
 
     /// As [`start`](Self::start); the nodes run this program.
