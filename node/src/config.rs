@@ -318,9 +318,9 @@ impl ServeConfig {
                 return Err(ExitError::Usage(format!("{key} = {bytes}: at least {least}")));
             }
         }
-        if self.checkpoint_bytes >= OVERLAY_BYTES_MAX {
+        if self.checkpoint_bytes >= OVERLAY_BYTES_MAX / 2 {
             return Err(ExitError::Usage(format!(
-                "checkpoint_bytes = {}: it must be less than OVERLAY_BYTES_MAX = \
+                "checkpoint_bytes = {}: it must be less than half of OVERLAY_BYTES_MAX = \
                  {OVERLAY_BYTES_MAX}, at which requests are refused until a checkpoint has ended",
                 self.checkpoint_bytes
             )));
@@ -510,7 +510,7 @@ mod tests {
         assert!(usage(copies).contains("--min-copies 2"));
         let address = Settings { http: Some("7600".to_owned()), ..good.clone() };
         assert!(usage(address).contains("--http \"7600\""));
-        let large = Settings { checkpoint_bytes: Some(OVERLAY_BYTES_MAX), ..good.clone() };
+        let large = Settings { checkpoint_bytes: Some(OVERLAY_BYTES_MAX / 2), ..good.clone() };
         let text = usage(large);
         assert!(
             text.contains("checkpoint_bytes = ") && text.contains("OVERLAY_BYTES_MAX"),

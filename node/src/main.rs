@@ -7,5 +7,11 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    if cfg!(feature = "failpoints") {
+        eprintln!(
+            "onced: built with failpoints, with which tests kill it: only onced-failpoints has them"
+        );
+        return ExitCode::from(2);
+    }
     onlyonce_node::run()
 }

@@ -126,6 +126,13 @@ impl Replica {
         }
     }
 
+    /// Whether a checkpoint is under way, or can be begun, so that the overlay will have room again. If
+    /// not, what fills it is not committed: only records that follow, or a cut, lead on from there.
+    pub(crate) fn makes_room(&mut self) -> bool {
+        self.begin_checkpoint();
+        self.checkpointing.folding.is_some()
+    }
+
     /// Puts a mark when a checkpoint is due, or does without.
     pub(crate) fn tick_checkpoint(&mut self) -> Result<(), Stop> {
         let bytes = self.state.committed_bytes();
@@ -140,7 +147,7 @@ impl Replica {
             self.begin_checkpoint();
         }
         // Whose marks passed during the checkpoint before, and who has much to fold, waits for none.
-        let without_mark = (2 * wanted).min(OVERLAY_BYTES_MAX / 2).max(wanted);
+        let without_mark = (2 * wanted).min(OVERLAY_BYTES_MAX / 2);
         if bytes >= without_mark {
             self.marks.hit(Mark::CheckpointWithoutMark);
             self.begin_checkpoint();

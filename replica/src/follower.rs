@@ -127,8 +127,8 @@ impl Replica {
             self.marks.hit(Mark::AppendIgnoredByProposal);
             return Ok(());
         }
-        if self.state.overlay_bytes() > OVERLAY_BYTES_MAX {
-            // The primary sends it again; by then a checkpoint has made room.
+        if self.state.overlay_bytes() > OVERLAY_BYTES_MAX && self.makes_room() {
+            // The primary sends it again.
             return Ok(());
         }
         if let Role::Follower(follower) = &mut self.role {

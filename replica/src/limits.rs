@@ -61,7 +61,7 @@ const _: () = {
         "what is in flight and one more record fit the overlay"
     );
     assert!(
-        CHECKPOINT_BYTES < storage::OVERLAY_BYTES_MAX,
+        CHECKPOINT_BYTES < storage::OVERLAY_BYTES_MAX / 2,
         "a checkpoint is due before the overlay is full"
     );
 };

@@ -18,6 +18,9 @@ pub struct Saved {
     pub incarnation: Incarnation,
     /// The highest view that this node took part in.
     pub view: View,
+    /// The proposal that made it, if one did. Another view of the same number is of a history that
+    /// this store has no part in.
+    pub made_by: Option<ProposalId>,
     /// An attempt to change the register whose outcome was not known when this was written.
     pub proposal: Option<SavedProposal>,
     /// This node, as it last introduced itself. For people, and for a forced view.
@@ -56,6 +59,7 @@ impl Saved {
             owner: None,
             incarnation: Incarnation(1),
             view: View(0),
+            made_by: None,
             proposal: None,
             me: None,
             replicas: Vec::new(),
@@ -65,6 +69,7 @@ impl Saved {
     /// The node takes part in the view that `register` holds.
     pub(crate) fn enter(&mut self, register: &Register) {
         self.view = View(register.view.0);
+        self.made_by = Some(register.proposal);
         self.replicas = register.replicas().cloned().collect();
     }
 

@@ -74,6 +74,11 @@ impl Replica {
             }
             return Ok(());
         }
+        let known = self.known.as_ref().filter(|known| known.revision == revision);
+        if known.is_some_and(|known| Some(&known.register) != register.as_ref()) {
+            // One revision has one value.
+            return Err(self.lost_register(register.as_ref()));
+        }
         if let Some(register) = &register {
             self.check_register(register)?;
         }
@@ -137,7 +142,9 @@ impl Replica {
             }
         }
         let older = register.incarnation < self.saved.incarnation;
-        if older || view_of(register) < self.saved.view {
+        let is_other = view_of(register) == self.saved.view
+            && self.saved.made_by.is_some_and(|made_by| made_by != register.proposal);
+        if older || is_other || view_of(register) < self.saved.view {
             return Err(self.lost_register(Some(register)));
         }
         Ok(())

@@ -122,7 +122,7 @@ fn judge(data: &Path, rows: &Rows) -> (Verdict, String) {
 #[test]
 fn a_flipped_byte_is_named_or_harmless() {
     let never =
-        [("ONCED_CHECKPOINT_BYTES", "134217728"), ("ONCED_CHECKPOINT_INTERVAL_MS", "86400000")];
+        [("ONCED_CHECKPOINT_BYTES", "100000000"), ("ONCED_CHECKPOINT_INTERVAL_MS", "86400000")];
     let mut lone = Lone::start(&never);
     let rows = write_and_kill(&mut lone);
     let data = lone.node.data().to_owned();

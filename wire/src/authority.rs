@@ -90,7 +90,7 @@ pub enum AuthorityRequest {
         /// The new value.
         value: Register,
     },
-    /// Answer like `Read`, but not before the revision is over `after` (or some seconds passed).
+    /// Answer like `Read`, but not before the revision is other than `after` (or some seconds passed).
     Watch {
         /// The revision that the asker has.
         after: Revision,

@@ -18,8 +18,8 @@ use crate::rate_limit::RateLimit;
 
 /// The name under which [`Faults`] cuts the authority off.
 pub const AUTHORITY: &str = "authority";
-/// How long a failed watch rests.
-const WATCH_RETRY: Duration = Duration::from_millis(500);
+/// How long to rest after a read or a watch that failed.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// Takes what the core asks of the authority; the answers are events.
 pub struct Agent {
@@ -100,6 +100,10 @@ impl<A: Authority> Tasks<A> {
             let read = self.unless_cut_off(self.authority.read()).await;
             if let Some(now) = self.reported(read) {
                 self.core.send(Event::RegisterRead { asked, now });
+            } else {
+                // The core asked for a reason, and may not ask again.
+                tokio::time::sleep(RETRY).await;
+                reads.wanted.notify_one();
             }
         }
     }
@@ -143,7 +147,7 @@ impl<A: Authority> Tasks<A> {
                     self.core.send(Event::RegisterRead { asked: None, now });
                 }
                 Some(_) => {}
-                None => tokio::time::sleep(WATCH_RETRY).await,
+                None => tokio::time::sleep(RETRY).await,
             }
         }
     }

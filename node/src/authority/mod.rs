@@ -44,7 +44,7 @@ pub trait Authority: Send + Sync + 'static {
         value: Register,
     ) -> impl Future<Output = Swap> + Send;
 
-    /// Reads like [`Self::read`], but waits a while for a revision over `after`.
+    /// Reads like [`Self::read`], but waits a while for another revision than `after`.
     fn watch(
         &self,
         after: Revision,

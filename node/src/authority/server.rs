@@ -154,7 +154,7 @@ impl Server {
                 AuthorityRequest::Watch { after } if watches.len() < WATCHES_MAX => {
                     let (server, answers) = (Arc::clone(self), answers.clone());
                     watches.spawn(async move {
-                        let answer = AuthorityAnswer::Now(server.newer_than(after).await);
+                        let answer = AuthorityAnswer::Now(server.other_than(after).await);
                         let _ = answers.send(AuthorityReply { call, answer }).await;
                     });
                     continue;
@@ -204,10 +204,11 @@ impl Server {
         swap
     }
 
-    /// The register once its revision is over `after`, or as it is after a while.
-    async fn newer_than(&self, after: Revision) -> Versioned {
+    /// The register once its revision is other than `after`, or as it is after a while.
+    async fn other_than(&self, after: Revision) -> Versioned {
         let mut changes = self.now.subscribe();
-        let newer = changes.wait_for(|now| now.revision > after);
+        // A lower one is news too: the register was put back.
+        let newer = changes.wait_for(|now| now.revision != after);
         if let Ok(Ok(now)) = timeout(WATCH_TIMEOUT, newer).await {
             return now.clone();
         }

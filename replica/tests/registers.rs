@@ -1,0 +1,95 @@
+//! Registers that went back or another way, and logs that did: nobody follows the one, and everybody
+//! comes back from the other.
+
+mod one_node;
+
+use onlyonce_replica::{Event, FeedId, PeerMessage, Position, ReadId};
+use onlyonce_storage::engine::memory::MemoryDisk;
+use onlyonce_storage::{Entry, Index, Options, Record, View, open};
+use onlyonce_wire::ProposalId;
+use onlyonce_wire::authority::{Register, Revision, Versioned};
+
+use one_node::{Node, member};
+
+/// The register that it would be if n2 had made the view, with nobody else in it.
+fn made_by_n2(register: &Register) -> Register {
+    let (proposal, primary) = (ProposalId(4_711), member(2));
+    Register { proposal, primary, backups: Vec::new(), ..register.clone() }
+}
+
+/// An authority was put back to an older copy, and came to the same revision by another proposal. Its
+/// value is not the one that this primary knows: two primaries could serve.
+#[test]
+fn another_register_of_the_same_revision_stops_a_primary() {
+    let mut node = Node::serving();
+    node.put(10);
+    let Versioned { revision, register } = node.register.clone();
+    let other = made_by_n2(&register.expect("a register"));
+    let now = Versioned { revision, register: Some(other) };
+    node.give(Event::RegisterRead { asked: Some(ReadId(1_000)), now });
+    assert!(node.stopped.is_some(), "it stops");
+}
+
+/// The same while the node is down: the view has the number that its store knows, but another proposal
+/// made it. Equal positions of the two logs need not hold equal records.
+#[test]
+fn another_view_of_the_same_number_is_not_followed() {
+    let disk = MemoryDisk::new();
+    let opened = open(disk.disk(), &Options::new(1)).expect("opens");
+    let mut node = Node::on(opened, 1, Versioned { revision: Revision(0), register: None });
+    node.tick(5);
+    node.put(10);
+    let Versioned { revision, register } = node.register.clone();
+    let register = register.expect("a register");
+    drop(node);
+    disk.kill();
+    let restart = |register| {
+        let opened = open(disk.disk(), &Options::new(1)).expect("opens");
+        Node::on(opened, 1, Versioned { revision, register: Some(register) })
+    };
+    assert!(restart(made_by_n2(&register)).stopped.is_some(), "it stops");
+    // Somebody gave a proposal up: that is the same view.
+    let bumped = Register { bumps: 1, ..register };
+    assert_eq!(restart(bumped).stopped, None);
+}
+
+/// A primary that was cut off, and whose memory was full of what it could not commit, is fed by the
+/// next one: the cut makes room, and nothing else could.
+#[test]
+fn a_full_overlay_of_uncommitted_records_is_cut() {
+    let mut node = Node::serving();
+    node.put(10);
+    node.join(0);
+    for _ in 0..400 {
+        node.acknowledge(node.replica.status().prepared);
+        node.echo();
+        node.tick(5);
+    }
+    assert_eq!(node.backups(), ["n2"]);
+    let (common_view, common) = node.replica.state().last();
+    for _ in 0..280 {
+        node.put(1 << 20);
+    }
+    assert_eq!(node.replica.status().committed, common.0, "nothing more was acknowledged");
+    let Versioned { revision, register } = node.register.clone();
+    let mut register = made_by_n2(&register.expect("a register"));
+    register.view = register.view.next();
+    let view = View(register.view.0);
+    let revision = Revision(revision.0 + 1);
+    let now = Versioned { revision, register: Some(register.clone()) };
+    node.give(Event::RegisterRead { asked: None, now });
+    node.sent.clear();
+
+    let record = Record::new(view, common.next(), common, vec![Entry::default()]);
+    let (feed, previous) = (FeedId(7), Position { view: common_view, index: common });
+    for round in 0..10 {
+        let (register, committed) = (register.clone(), Index(0));
+        node.hear(PeerMessage::Heartbeat { nonce: round, register, revision, committed });
+        let records = vec![record.encode()];
+        node.hear(PeerMessage::Append { view, feed, previous, committed: common, records });
+        node.tick(50);
+    }
+    let matched = common.next();
+    let acknowledged = PeerMessage::AppendOk { view, feed, matched };
+    assert!(node.sent.contains(&acknowledged), "{:?}", node.sent);
+}
