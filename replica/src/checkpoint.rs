@@ -111,9 +111,9 @@ impl Replica {
         self.state.commit(index);
     }
 
-    /// Begins a checkpoint of all that is committed, unless one is under way.
+    /// Begins a checkpoint of all that is committed, unless one is under way or it would change nothing.
     fn begin_checkpoint(&mut self) {
-        if self.checkpointing.folding.is_some() {
+        if self.checkpointing.folding.is_some() || self.state.committed_bytes() == 0 {
             return;
         }
         if let Some(generation) = self.state.freeze() {
