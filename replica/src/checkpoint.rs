@@ -1,11 +1,11 @@
 //! When committed entries are folded into the tables, how much log stays for others, and whether the
 //! tables of the replicas agree.
 //!
-//! A record without entries is a *mark*. Every replica that commits a mark while it folds nothing
-//! begins a checkpoint there; so replicas have checkpoints at equal places, and compare their digests:
-//! an echo names the follower's newest one. The primary puts a mark when enough is committed, or enough
-//! time passed; the first record of a view is one too. Who missed its marks and has too much to wait
-//! for the next one folds without.
+//! A record without entries is a *mark*. Every replica that commits a mark while it folds nothing, and
+//! has something to fold, begins a checkpoint there; so replicas have checkpoints at equal places, and
+//! compare their digests: an echo names the follower's newest one. The primary puts a mark when enough
+//! is committed, or enough time passed; the first record of a view is one too. Who missed its marks
+//! and has too much to wait for the next one folds without.
 
 use std::collections::VecDeque;
 
