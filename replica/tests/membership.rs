@@ -168,13 +168,7 @@ fn a_malformed_append_is_ignored() {
 fn a_primary_that_stood_still_drops_nobody_at_once() {
     let mut node = Node::serving();
     node.put(10);
-    node.join(0);
-    for _ in 0..400 {
-        node.acknowledge(node.replica.status().prepared);
-        node.echo();
-        node.tick(5);
-    }
-    assert_eq!(node.backups(), ["n2"]);
+    node.gain_backup();
     node.tick(700);
     assert_eq!(node.backups(), ["n2"], "dropped on waking");
     for _ in 0..30 {

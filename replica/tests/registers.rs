@@ -59,13 +59,7 @@ fn another_view_of_the_same_number_is_not_followed() {
 fn a_full_overlay_of_uncommitted_records_is_cut() {
     let mut node = Node::serving();
     node.put(10);
-    node.join(0);
-    for _ in 0..400 {
-        node.acknowledge(node.replica.status().prepared);
-        node.echo();
-        node.tick(5);
-    }
-    assert_eq!(node.backups(), ["n2"]);
+    node.gain_backup();
     let (common_view, common) = node.replica.state().last();
     for _ in 0..280 {
         node.put(1 << 20);

@@ -100,12 +100,7 @@ fn a_dropped_snapshot_keeps_nobody_waiting() {
 fn a_replica_gets_no_snapshot() {
     let mut node = Node::serving();
     node.put(10);
-    node.join(0);
-    for _ in 0..400 {
-        node.acknowledge(node.replica.status().prepared);
-        node.echo();
-        node.tick(5);
-    }
+    node.gain_backup();
     node.prune();
     node.refuse_all(6);
     assert_eq!(node.backups(), ["n2"]);

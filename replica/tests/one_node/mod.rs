@@ -279,6 +279,17 @@ impl Node {
         self.hear(PeerMessage::Join { member: member(2), process, committed });
     }
 
+    /// n2 joins, takes all that it is sent, and becomes a backup.
+    pub fn gain_backup(&mut self) {
+        self.join(0);
+        for _ in 0..400 {
+            self.acknowledge(self.replica.status().prepared);
+            self.echo();
+            self.tick(5);
+        }
+        assert_eq!(self.backups(), ["n2"]);
+    }
+
     /// The process that asks to be fed, as it says.
     pub fn process(&self) -> u64 {
         let asked = self.sent.iter().find_map(|message| match message {
