@@ -169,7 +169,7 @@ Example:
 #[derive(Debug, clap::Args)]
 pub struct ForceViewArgs {
     /// The authority, whose register is empty, or older than the stores.
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT|etcd://HOST:PORT,...[/NAME]")]
     pub authority: String,
     /// The data folder of a stopped node; give those of all nodes of the cluster that are left.
     #[arg(long, value_name = "DIR", required = true)]

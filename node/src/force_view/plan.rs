@@ -127,7 +127,8 @@ pub fn decide(
             return Err(format!(
                 "the register holds the view of cluster {}, and these stores are of cluster \
                  {cluster}: check --authority. If somebody made a new cluster there by mistake, stop \
-                 its nodes, start the authority on a new, empty folder, and run this again",
+                 its nodes, start the authority on a new, empty folder (with etcd choose another \
+                 NAME), and run this again",
                 register.cluster
             ));
         }
@@ -252,7 +253,8 @@ fn intact(register: &Register) -> String {
     format!(
         "the register is not lost: it holds view {} of incarnation {}, and none of these stores knows \
          a later one. Start the nodes of that view: {}. If the folders of all of them are lost for \
-         good, start the authority on a new, empty folder, and run this again",
+         good, start the authority on a new, empty folder (with etcd choose another NAME), and run \
+         this again",
         register.view,
         register.incarnation,
         replicas.join(", ")
