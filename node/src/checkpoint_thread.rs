@@ -1,7 +1,7 @@
 //! The thread that works on the tables: it folds frozen generations, reads rows for a learner's
-//! snapshot, builds the store of a snapshot that comes in, and scrubs. One thing at a time, so that rows are
-//! never read while they are folded. It also drops folded generations: freeing all their rows takes
-//! longer than the core may be held up.
+//! snapshot, builds the store of a snapshot that comes in, and scrubs. One thing at a time, so that
+//! rows are never read while they are folded. It also drops folded generations: freeing all their
+//! rows takes longer than the core may be held up.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -65,11 +65,7 @@ impl CheckpointThread {
         loop {
             let wait = scrub.at.saturating_duration_since(Instant::now());
             match self.work.recv_timeout(wait) {
-                Ok(Work::Scrub) => {
-                    self.checkpointer.restart_scrub();
-                    scrub = Scrub { at: Instant::now(), wanted: true };
-                }
-                Ok(work) => self.carry_out(work, &mut incoming),
+                Ok(work) => self.carry_out(work, &mut incoming, &mut scrub),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -79,14 +75,17 @@ impl CheckpointThread {
         }
     }
 
-    fn carry_out(&mut self, work: Work, incoming: &mut Option<Incoming>) {
+    fn carry_out(&mut self, work: Work, incoming: &mut Option<Incoming>, scrub: &mut Scrub) {
         let watched = Arc::clone(&self.watched);
         let underway = watched.begin();
         match work {
             Work::Fold(generation) => self.fold(&generation),
             Work::Release(generation) => drop(generation),
             Work::ReadRows { id, from } => self.read_rows(id, &from),
-            Work::Scrub => unreachable!("that is no work of its own"),
+            Work::Scrub => {
+                self.checkpointer.restart_scrub();
+                *scrub = Scrub { at: Instant::now(), wanted: true };
+            }
             Work::Receive { id, number, entry } => {
                 if number == 0 {
                     // The files of an earlier attempt are removed: nobody may have them open.
