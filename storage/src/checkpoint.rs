@@ -3,9 +3,10 @@
 //! Readers see the generation until [`State::note_folded`](crate::State::note_folded), so a half-done fold is
 //! never visible.
 //!
-//! Before the first row changes, all that it will replace is read, and one row says durably to which
-//! place the fold goes and what the digests are there. Open finishes a fold that a crash cut short: it
-//! folds exactly those records again, from the log (effects are absolute), and takes these digests.
+//! Before the first row changes, all that it will replace is read, and one row says durably which
+//! record the fold goes up to and what the digests are there. Open finishes a fold that a crash cut
+//! short: it folds exactly those records again, from the log (effects are absolute), and takes these
+//! digests.
 
 use std::sync::Arc;
 use std::time::Duration;

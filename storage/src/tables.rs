@@ -5,8 +5,8 @@
 //!                      1 │ length u32 │ crc32 of the value u32    a longer one; the rest is in
 //! row of `chunks`      a piece of up to 16 KiB, under the key
 //!                      table u8 │ key length u16 big-endian │ key │ number u32 big-endian
-//! row `applied` of     place │ place │ crc32 of that u32
-//! `meta`               place = index u64 │ view u64 │ chain u32 │ five digests u128
+//! row `applied` of     checkpoint │ checkpoint │ crc32 of that u32
+//! `meta`               checkpoint = index u64 │ view u64 │ chain u32 │ five digests u128
 //! row `store` of       format u32 │ store id u128 │ crc32 of that u32
 //! `meta` (also in the log database)
 //! ```
@@ -25,7 +25,8 @@ use crate::limits::{CHUNK, FORMAT};
 use crate::log::damaged;
 use crate::record::{Index, Mark, Table, View};
 
-const PLACE_BYTES: usize = 20 + Digests::BYTES;
+/// An encoded [`Checkpoint`].
+const CHECKPOINT_BYTES: usize = 20 + Digests::BYTES;
 const INLINE: u8 = 0;
 const CHUNKED: u8 = 1;
 const CHUNKED_BYTES: usize = 9;
@@ -178,9 +179,9 @@ impl Tables {
 
     /// Reads which state the tables hold, and the one that is being made of it.
     pub(crate) fn read_applied(&self) -> Result<(Checkpoint, Checkpoint), StorageError> {
-        let row = meta_row::<{ 2 * PLACE_BYTES + 4 }>(&*self.engine, "applied")?;
+        let row = meta_row::<{ 2 * CHECKPOINT_BYTES + 4 }>(&*self.engine, "applied")?;
         let row = row.ok_or_else(|| bad_meta(&*self.engine, "applied", "missing"))?;
-        let (done, goal) = row.split_at(PLACE_BYTES);
+        let (done, goal) = row.split_at(CHECKPOINT_BYTES);
         Ok((checkpoint(done), checkpoint(goal)))
     }
 
@@ -206,12 +207,12 @@ impl Tables {
     }
 }
 
-/// Reads a place, and what may follow it.
-fn checkpoint(place: &[u8]) -> Checkpoint {
-    let u32_at = |at: usize| u32::from_le_bytes(place[at..at + 4].try_into().expect("four bytes"));
+/// Reads a checkpoint; something may follow it.
+fn checkpoint(bytes: &[u8]) -> Checkpoint {
+    let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
     let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
     let mark = Mark { index: Index(u64_at(0)), view: View(u64_at(8)), chain: u32_at(16) };
-    let digests = place[20..PLACE_BYTES].try_into().expect("so many bytes");
+    let digests = bytes[20..CHECKPOINT_BYTES].try_into().expect("so many bytes");
     Checkpoint { mark, digests: Digests::from_bytes(digests) }
 }
 
