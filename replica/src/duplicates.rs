@@ -342,14 +342,14 @@ impl DuplicateTable {
         id: SessionId,
         effects: &mut Vec<Effect>,
     ) -> Result<(), Stop> {
-        remove_rows(state, id, effects)?;
+        remove_session_rows(state, id, effects)?;
         self.sessions.remove(&id);
         Ok(())
     }
 }
 
 /// Deletes the rows of a session: its own, and its replies.
-pub(crate) fn remove_rows(
+pub(crate) fn remove_session_rows(
     state: &State,
     id: SessionId,
     effects: &mut Vec<Effect>,

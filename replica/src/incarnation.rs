@@ -16,7 +16,7 @@ use onlyonce_wire::authority::{Member, Register};
 use onlyonce_wire::client::Fingerprint;
 use onlyonce_wire::{ClusterId, Incarnation, ProposalId, SessionId, StoreId, codec};
 
-use crate::duplicates::remove_rows;
+use crate::duplicates::remove_session_rows;
 use crate::replica::{Replica, Role, Stop};
 use crate::rows::{FIRST_SESSION, SESSIONS_INCARNATION, SessionRow, decode_incarnation};
 use crate::saved::Saved;
@@ -87,7 +87,7 @@ impl Replica {
         let mut entries = Vec::new();
         for session in sessions {
             let mut effects = Vec::new();
-            remove_rows(&self.state, session, &mut effects)?;
+            remove_session_rows(&self.state, session, &mut effects)?;
             entries.push(Entry { effects });
         }
         if last.is_none() {
