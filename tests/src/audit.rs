@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use onlyonce_client::Client;
 
+use crate::client::runtime;
 use crate::workload::{Increments, Ledger, WorkloadConfig};
 
 /// How long each read may take.
@@ -78,11 +79,7 @@ impl fmt::Display for Report {
 /// # Panics
 /// When the system has no threads left, or `config` names no nodes.
 pub fn audit(config: &WorkloadConfig, ledger: &Ledger) -> Result<Report, String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime of one thread");
-    runtime.block_on(async {
+    runtime(1).block_on(async {
         let client = Client::builder()
             .nodes(config.nodes.iter().cloned())
             .deadline(READ_LIMIT)

@@ -7,7 +7,7 @@ use onlyonce_client::Client;
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
-use crate::cluster::client;
+use crate::client::{client, runtime};
 
 /// The longest value, in bytes.
 const VALUE_BYTES: u64 = 40_000;
@@ -28,12 +28,7 @@ impl Ballast {
     /// When the system has no threads left, or a write is refused.
     #[must_use]
     pub fn write(nodes: &[String], rows: u64) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .expect("threads");
-        let mut ballast = Self { rows, generation: 0, runtime };
+        let mut ballast = Self { rows, generation: 0, runtime: runtime(1) };
         ballast.rewrite(nodes);
         ballast
     }

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use onlyonce_client::Client;
 use tempfile::TempDir;
 
 use crate::binaries;
@@ -13,7 +12,7 @@ use crate::http;
 use crate::network::{Network, Place};
 use crate::port;
 use crate::process::{Daemon, Exit};
-pub use crate::status::Status;
+use crate::status::Status;
 use crate::wait::wait_for;
 
 /// How long anything that a healthy cluster does by itself may take, on a busy machine.
@@ -323,15 +322,6 @@ pub fn folder() -> TempDir {
     folder
 }
 
-/// A client with the library's defaults.
-///
-/// # Panics
-/// Never, with real addresses.
-#[must_use]
-pub fn client(addresses: &[String]) -> Client {
-    Client::builder().nodes(addresses.iter().cloned()).build().expect("addresses of nodes")
-}
-
 /// An authority and nodes `n1`, `n2`, ... of one cluster.
 pub struct Cluster {
     /// The nodes, `n1` first.
@@ -340,6 +330,7 @@ pub struct Cluster {
     pub authority: Option<Daemon>,
     /// What nodes are given as `--authority`.
     authority_argument: String,
+    /// What the nodes run.
     program: PathBuf,
     /// What is between them, where it is not only loopback.
     network: Option<Network>,
@@ -355,17 +346,18 @@ impl Cluster {
     #[must_use]
     #[track_caller]
     pub fn start(nodes: usize, environment: Environment) -> Self {
-        Self::with_authority().grown(&binaries::onced(), nodes, environment)
+        Self::with_authority().grown(nodes, environment)
     }
 
     /// As [`start`](Self::start); the nodes run this program.
     ///
     /// # Panics
-    /// As it.
+    /// As [`start`](Self::start).
     #[must_use]
     #[track_caller]
     pub fn start_program(program: &Path, nodes: usize, environment: Environment) -> Self {
-        Self::with_authority().grown(program, nodes, environment)
+        let cluster = Self { program: program.to_owned(), ..Self::with_authority() };
+        cluster.grown(nodes, environment)
     }
 
     /// Starts a new cluster of two nodes on a [`Network`] that can be broken.
@@ -376,18 +368,17 @@ impl Cluster {
     #[track_caller]
     pub fn start_networked(environment: Environment) -> Self {
         let cluster = Self { network: Some(Network::new()), ..Self::with_authority() };
-        cluster.grown(&binaries::onced(), 2, environment)
+        cluster.grown(2, environment)
     }
 
     /// As [`start`](Self::start), with an authority that somebody else runs.
     ///
     /// # Panics
-    /// As there.
+    /// As [`start`](Self::start).
     #[must_use]
     #[track_caller]
     pub fn start_on(authority: &str, nodes: usize, environment: Environment) -> Self {
-        let empty = Self::empty(None, authority.to_owned(), folder());
-        empty.grown(&binaries::onced(), nodes, environment)
+        Self::empty(None, authority.to_owned(), folder()).grown(nodes, environment)
     }
 
     fn with_authority() -> Self {
@@ -398,14 +389,19 @@ impl Cluster {
     }
 
     fn empty(authority: Option<Daemon>, authority_argument: String, folder: TempDir) -> Self {
-        let (nodes, program, environment) = Default::default();
-        let network = None;
-        Self { nodes, authority, authority_argument, program, network, environment, folder }
+        Self {
+            nodes: Vec::new(),
+            authority,
+            authority_argument,
+            program: binaries::onced(),
+            network: None,
+            environment: Vec::new(),
+            folder,
+        }
     }
 
     #[track_caller]
-    fn grown(mut self, program: &Path, nodes: usize, environment: Environment) -> Self {
-        program.clone_into(&mut self.program);
+    fn grown(mut self, nodes: usize, environment: Environment) -> Self {
         let environment =
             environment.iter().map(|&(key, value)| (key.to_owned(), value.to_owned()));
         self.environment = environment.collect();

@@ -1,7 +1,8 @@
 //! What the multi-process tests and the demo are made of: real `onced` processes, killed for real.
 //!
 //! - [`process`]: a child that is owned: its ready line, its standard error, its end.
-//! - [`cluster`]: an authority and nodes, with ports that stay the same; their [`status`] pages. [`lone`]: a node alone.
+//! - [`cluster`]: an authority and nodes, with ports that stay the same; their [`status`] pages.
+//!   [`lone`]: a node alone.
 //! - [`etcd`]: a cluster of etcd, the other authority.
 //! - [`raw`]: the wire protocol spoken by hand, for what the client library would never send.
 //! - [`workload`] and [`audit`]: clients that count and append while things break, and the proof
@@ -11,7 +12,8 @@
 //! - [`failpoints`]: nodes that kill themselves at a named point, and what each death cost.
 //! - [`recorder`]: clients whose every request and answer is recorded, and judged at the end.
 //! - [`network`]: proxies between nodes, authority and clients: partitions of any kind.
-//! - [`trace`]: strace, which sees system calls and makes them fail.
+//! - [`trace`]: strace, which sees system calls and makes them fail. [`files`]: copies of data folders,
+//!   and flipped bits in them.
 //! - [`wait`]: the one place that sleeps; everything else waits for a condition.
 //!
 //! Random tests print their seed; `ONCE_SEED` sets it.
@@ -19,6 +21,7 @@
 pub mod audit;
 pub mod ballast;
 pub mod binaries;
+pub mod client;
 pub mod cluster;
 pub mod etcd;
 pub mod failpoints;

@@ -2,7 +2,8 @@
 
 use tempfile::TempDir;
 
-use crate::cluster::{Environment, Node, Status, folder};
+use crate::cluster::{Environment, Node, folder};
+use crate::status::Status;
 
 /// One node alone, with its folder.
 pub struct Lone {

@@ -26,6 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
+use crate::client::runtime;
 use crate::wait::pass;
 
 /// The most bytes that are carried at once.
@@ -101,12 +102,8 @@ impl Network {
     /// When the system has no threads left.
     #[must_use]
     pub fn new() -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .expect("threads");
-        Self { links: Arc::new(watch::Sender::default()), vanished: Arc::default(), runtime }
+        let links = Arc::new(watch::Sender::default());
+        Self { links, vanished: Arc::default(), runtime: runtime(2) }
     }
 
     /// A proxy by which `from` reaches `to`, which listens at `target` or will; returns its address.

@@ -8,7 +8,7 @@
 //! lies within. Most clients wait without limit. Impatient ones have a deadline: what they do not
 //! learn stays open, for ever. Observers read at one node, whoever is the primary.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::io::BufWriter;
@@ -27,6 +27,7 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
 use crate::audit::{Report, compare};
+use crate::client::runtime;
 use crate::cluster::BOUND;
 use crate::observer::observe;
 use crate::seed;
@@ -104,11 +105,7 @@ impl Recorder {
     pub fn start(test: &str, nodes: Vec<String>, patient: u64, impatient: u64) -> Self {
         let seed = seed::seed(test);
         let mut random = StdRng::seed_from_u64(seed);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .expect("threads");
+        let runtime = runtime(2);
         let shared = Arc::new(Shared {
             began: Instant::now(),
             stop: AtomicBool::new(false),
@@ -335,7 +332,7 @@ fn audit(history: &[Recorded], violations: Vec<String>) -> Report {
     let mut ledger = Ledger { violations, ..Ledger::default() };
     ledger.counters.resize_with(KEYS as usize, Increments::default);
     let mut counters = vec![0; KEYS as usize];
-    let mut lists = std::collections::BTreeMap::new();
+    let mut lists = BTreeMap::new();
     for Recorded { key, operation, .. } in history {
         let place = (0..KEYS).position(|number| *key == counter(number));
         match (&operation.action, &operation.told, place) {

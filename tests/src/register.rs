@@ -13,7 +13,7 @@ use onlyonce_wire::codec;
 
 use crate::cluster::BOUND;
 use crate::raw::{RawConnection, RawSession, executed, incr};
-use crate::wait::{moment, poll, wait_for};
+use crate::wait::{moment, poll, wait_more};
 
 /// Between two reads at a node that serves none.
 const NEXT: Duration = Duration::from_millis(2);
@@ -67,12 +67,9 @@ impl Register {
     /// # Panics
     /// When that takes longer than [`BOUND`].
     #[track_caller]
-    pub fn progress(&self, increments: i64) {
-        let wanted = self.highest() + increments;
-        wait_for("increments of the register", BOUND, || match self.highest() {
-            enough if enough >= wanted => Ok(()),
-            few => Err(format!("{few} of {wanted}")),
-        });
+    pub fn progress(&self, increments: u64) {
+        let highest = || self.highest().cast_unsigned();
+        wait_more("increments of the register", BOUND, increments, highest);
     }
 
     /// A connection to `node` whose reads can be sent while the node stands still.

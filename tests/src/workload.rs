@@ -16,7 +16,7 @@ use rand::{Rng, SeedableRng};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
-use crate::cluster::client;
+use crate::client::{client, runtime};
 
 /// After so many tokens a lane goes on to the next key: an append writes the whole value anew.
 const TOKENS_A_KEY: u64 = 300;
@@ -141,11 +141,7 @@ impl Workload {
     /// When the system has no threads left.
     #[must_use]
     pub fn start(config: WorkloadConfig) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .expect("threads");
+        let runtime = runtime(2);
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
             acknowledged: AtomicU64::new(0),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use onlyonce_client::{Client, Error, Refusal};
+use onlyonce_tests::client::client;
 use onlyonce_tests::cluster::{self, BOUND};
 use onlyonce_tests::process::{Ran, run};
 use onlyonce_tests::raw::{self, ask, executed, put};
@@ -142,7 +143,7 @@ fn too_large_is_refused_with_the_limit() {
     let lone = Lone::start(&[]);
     let nodes = [lone.node.client_address()];
     let (long_key, long_value) = ("k".repeat(KEY_BYTES_MAX + 1), "v".repeat(VALUE_BYTES_MAX + 1));
-    let client = cluster::client(&lone.addresses());
+    let client = client(&lone.addresses());
     let session = RawSession::open(&nodes);
     let cases = [
         (&*long_key, "v", Part::Key, KEY_BYTES_MAX),

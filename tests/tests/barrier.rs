@@ -103,7 +103,7 @@ fn synced(calls: &[Call], arrival: &Call, before: f64) -> bool {
 #[test]
 fn both_logs_are_synced_before_a_reply() {
     let mut cluster = Cluster::start(2, &[]);
-    let nodes: Vec<_> = cluster.nodes.iter().map(onlyonce_tests::Node::client_address).collect();
+    let nodes = cluster.sockets();
     let session = RawSession::open(&nodes);
     executed(ask(&nodes, &session.request(1, 1, &put("quiet", "the-old-value"))));
     let primary = cluster.wait_whole();

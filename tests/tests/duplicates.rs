@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 
 use onlyonce_client::{Client, Txn};
+use onlyonce_tests::client::runtime;
 use onlyonce_tests::cluster::{BOUND, Environment};
 use onlyonce_tests::raw::{self, ask, executed, get, incr, put};
 use onlyonce_tests::{Cluster, Lone, RawConnection, RawSession};
@@ -285,8 +286,7 @@ fn a_session_full_of_replies_empties_itself() {
     const VALUE_BYTES: usize = 1_000_000;
     const REQUESTS: usize = 24;
     let lone = Lone::start(&[]);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.expect("a runtime").block_on(async {
+    runtime(1).block_on(async {
         let client = Client::builder().nodes(lone.addresses()).deadline(BOUND).build();
         let client = client.expect("a client");
         client.put("large", vec![7; VALUE_BYTES]).await.expect("a value within the limit");

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use onlyonce_tests::cluster::{BOUND, Environment, client};
+use onlyonce_tests::client::{client, runtime};
+use onlyonce_tests::cluster::{BOUND, Environment};
 use onlyonce_tests::wait::wait_for;
 use onlyonce_tests::{Ballast, Cluster, Deaths, Load, Lone, Node, Status, binaries};
 
@@ -287,12 +288,7 @@ struct Write {
 
 impl Write {
     fn begin(nodes: &[String], bytes: usize) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .expect("threads");
-        let client = client(nodes);
+        let (runtime, client) = (runtime(1), client(nodes));
         let task = runtime.spawn(async move {
             client.put("beside", vec![b'x'; bytes]).await.expect("it is acknowledged");
         });

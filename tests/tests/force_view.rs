@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use onlyonce_tests::cluster::BOUND;
 use onlyonce_tests::process::{Ran, run};
 use onlyonce_tests::raw::{append, ask, executed, get, incarnation};
-use onlyonce_tests::wait::wait_for;
+use onlyonce_tests::wait::{wait_for, wait_more};
 use onlyonce_tests::{
     Cluster, Exit, Lone, Node, RawSession, Status, Workload, WorkloadConfig, audit, binaries, seed,
 };
@@ -84,11 +84,7 @@ fn a_lost_authority_costs_no_data() {
         WorkloadConfig { new_incarnation: true, ..WorkloadConfig::new(cluster.addresses(), seed) };
     let workload = Workload::start(config.clone());
     let progress = |requests| {
-        let wanted = workload.acknowledged() + requests;
-        wait_for("acknowledged requests", BOUND, || match workload.acknowledged() {
-            enough if enough >= wanted => Ok(()),
-            few => Err(format!("{few} of {wanted}")),
-        });
+        wait_more("acknowledged requests", BOUND, requests, || workload.acknowledged());
     };
     progress(1_000);
 
