@@ -1,8 +1,11 @@
 //! Data folders as files: copies of them, and bytes that are flipped.
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -43,16 +46,16 @@ pub fn files_below(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// A place in a file.
+/// A byte of a file.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct Position {
     /// The file.
     pub file: PathBuf,
     /// The byte's offset.
     pub offset: usize,
 }
 
-impl Place {
+impl Position {
     /// Flips a bit there, in a copy of the folder `of` that lies at `copy`.
     pub fn flip(&self, of: &Path, copy: &Path) {
         let file = copy.join(self.file.strip_prefix(of).expect("a file of the folder"));
@@ -68,9 +71,9 @@ impl Place {
     }
 }
 
-/// About `count` places in the files below `folder`: 8 anywhere in each file, the others spread evenly
+/// About `count` positions in the files below `folder`: 8 anywhere in each file, the others spread evenly
 /// over the bytes that are not zero.
-pub fn places(folder: &Path, count: usize, random: &mut StdRng) -> Vec<Place> {
+pub fn positions(folder: &Path, count: usize, random: &mut StdRng) -> Vec<Position> {
     let files: Vec<_> = files_below(folder)
         .into_iter()
         .map(|path| (fs::read(&path).expect("a file"), path))
@@ -79,22 +82,74 @@ pub fn places(folder: &Path, count: usize, random: &mut StdRng) -> Vec<Place> {
     let used: Vec<(&PathBuf, usize)> = files
         .iter()
         .flat_map(|(content, path)| {
-            let places = content.iter().enumerate().filter(|(_, byte)| **byte != 0);
-            places.map(move |(offset, _)| (path, offset))
+            let bytes = content.iter().enumerate().filter(|(_, byte)| **byte != 0);
+            bytes.map(move |(offset, _)| (path, offset))
         })
         .collect();
-    let mut places = Vec::new();
+    let mut positions = Vec::new();
     for (content, file) in &files {
         for _ in 0..8 {
             let offset = random.random_range(0..content.len());
-            places.push(Place { file: file.clone(), offset });
+            positions.push(Position { file: file.clone(), offset });
         }
     }
-    let left = count.saturating_sub(places.len());
+    let left = count.saturating_sub(positions.len());
     for number in 0..left {
         let span = used.len() / left;
         let (file, offset) = used[number * span + random.random_range(0..span)];
-        places.push(Place { file: file.clone(), offset });
+        positions.push(Position { file: file.clone(), offset });
     }
-    places
+    positions
+}
+
+/// What a flipped bit came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Flipped {
+    /// The store is refused, with a message that names what is damaged.
+    Named,
+    /// All is there that was there before.
+    Harmless,
+    /// Anything else.
+    Wrong,
+}
+
+/// Flips a bit at each position, each in a copy of the folder `data` of its own, and has the copy
+/// judged: what it came to, and what was seen. Prints how many came to what, with examples.
+///
+/// # Panics
+/// When one was wrong, or none was ever noticed.
+#[track_caller]
+pub fn flip_each(
+    data: &Path,
+    positions: &[Position],
+    judge: impl Fn(&Path) -> (Flipped, String) + Sync,
+) {
+    let (next, seen) = (AtomicUsize::new(0), Mutex::new(BTreeMap::<_, Vec<String>>::new()));
+    let folder = tempfile::tempdir().expect("a folder");
+    let work = |copy: &Path| {
+        while let Some(position) = positions.get(next.fetch_add(1, Ordering::SeqCst)) {
+            let _ = fs::remove_dir_all(copy);
+            copy_folder(data, copy);
+            position.flip(data, copy);
+            let (flipped, text) = judge(copy);
+            let text = format!("{} at {}: {text}", position.file.display(), position.offset);
+            seen.lock().expect("no panic").entry(flipped).or_default().push(text);
+        }
+    };
+    std::thread::scope(|scope| {
+        for worker in 0..2 {
+            let (work, copy) = (&work, folder.path().join(format!("copy {worker}")));
+            scope.spawn(move || work(&copy));
+        }
+    });
+    let seen = seen.into_inner().expect("no panic");
+    for (flipped, texts) in &seen {
+        println!("{flipped:?}: {} of {}", texts.len(), positions.len());
+    }
+    for named in seen.get(&Flipped::Named).into_iter().flatten().step_by(20) {
+        println!("for example {}", named.trim());
+    }
+    let wrong = seen.get(&Flipped::Wrong).map_or(&[][..], Vec::as_slice);
+    assert!(wrong.is_empty(), "{} positions:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(seen.contains_key(&Flipped::Named), "no flip was ever noticed");
 }

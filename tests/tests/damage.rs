@@ -6,14 +6,12 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use onlyonce_client::{Client, Error};
 use onlyonce_tests::cluster::BOUND;
-use onlyonce_tests::files::{self, Place, copy_folder};
+use onlyonce_tests::files::{self, Flipped, Position, flip_each};
 use onlyonce_tests::process::run;
 use onlyonce_tests::raw::{append, ask, executed, put};
 use onlyonce_tests::wait::wait_for;
@@ -59,37 +57,29 @@ fn write_and_kill(lone: &mut Lone) -> Rows {
 }
 
 /// Places to flip a byte at: spread over `head` and over every file of `log/`.
-fn positions(data: &Path, random: &mut StdRng) -> Vec<Place> {
+fn positions(data: &Path, random: &mut StdRng) -> Vec<Position> {
     let head = data.join("head");
     let span = fs::read(&head).expect("head").len() / HEAD_POSITIONS;
     let in_head = (0..HEAD_POSITIONS).map(|number| number * span);
     let mut positions: Vec<_> = in_head
-        .map(|start| Place { file: head.clone(), offset: start + random.random_range(0..span) })
+        .map(|start| Position { file: head.clone(), offset: start + random.random_range(0..span) })
         .collect();
-    positions.extend(files::places(&data.join("log"), POSITIONS - HEAD_POSITIONS, random));
+    positions.extend(files::positions(&data.join("log"), POSITIONS - HEAD_POSITIONS, random));
     positions
 }
 
-/// What a node made of a flipped byte.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Verdict {
-    Refused,
-    Harmless,
-    Wrong,
-}
-
 /// A refusal must end with a line that names the file or folder, and must not be an accident.
-fn judge_refusal(data: &Path, exit: &Exit) -> (Verdict, String) {
+fn judge_refusal(data: &Path, exit: &Exit) -> (Flipped, String) {
     let last = exit.stderr.lines().last().unwrap_or_default();
     let data = data.display();
     let named = ["head", "log"].iter().any(|part| last.contains(&format!("{data}/{part}")));
     let clean = exit.status.code() == Some(1) && !exit.stderr.contains("panic");
-    let verdict = if named && clean { Verdict::Refused } else { Verdict::Wrong };
-    (verdict, format!("{}: {last}", exit.status))
+    let flipped = if named && clean { Flipped::Named } else { Flipped::Wrong };
+    (flipped, format!("{}: {last}", exit.status))
 }
 
 /// Starts a node on a damaged copy.
-fn judge(data: &Path, rows: &Rows) -> (Verdict, String) {
+fn judge(data: &Path, rows: &Rows) -> (Flipped, String) {
     let mut node = Node::new("n1", data, &[], &[]);
     if let Err(exit) = node.try_start() {
         return judge_refusal(data, &exit);
@@ -107,11 +97,11 @@ fn judge(data: &Path, rows: &Rows) -> (Verdict, String) {
     let found = all_rows(node.client_address());
     let missing = rows.iter().filter(|(key, value)| found.get(*key) != Some(value)).count();
     if found == *rows {
-        (Verdict::Harmless, String::new())
+        (Flipped::Harmless, String::new())
     } else {
         let said = node.log();
         (
-            Verdict::Wrong,
+            Flipped::Wrong,
             format!("{missing} of {} rows are not as acknowledged\n{said}", rows.len()),
         )
     }
@@ -128,35 +118,7 @@ fn a_flipped_byte_is_named_or_harmless() {
     let data = lone.node.data().to_owned();
     let positions = positions(&data, &mut seed::rng("a_flipped_byte_is_named_or_harmless"));
     assert!(positions.len() >= POSITIONS, "{}", positions.len());
-    let (next, verdicts) = (AtomicUsize::new(0), Mutex::new(BTreeMap::<_, Vec<String>>::new()));
-    let folder = tempfile::tempdir().expect("a folder");
-    std::thread::scope(|scope| {
-        for worker in 0..2 {
-            let copy = folder.path().join(format!("copy {worker}"));
-            let (next, verdicts, positions, rows, data) =
-                (&next, &verdicts, &positions, &rows, &data);
-            scope.spawn(move || {
-                while let Some(place) = positions.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    let _ = fs::remove_dir_all(&copy);
-                    copy_folder(data, &copy);
-                    place.flip(data, &copy);
-                    let (verdict, text) = judge(&copy, rows);
-                    let text = format!("{} at {}: {text}", place.file.display(), place.offset);
-                    verdicts.lock().expect("no panic").entry(verdict).or_default().push(text);
-                }
-            });
-        }
-    });
-    let verdicts = verdicts.into_inner().expect("no panic");
-    for (verdict, texts) in &verdicts {
-        println!("{verdict:?}: {} of {}", texts.len(), positions.len());
-    }
-    for refused in verdicts.get(&Verdict::Refused).into_iter().flatten().step_by(20) {
-        println!("for example {refused}");
-    }
-    let wrong = verdicts.get(&Verdict::Wrong).map_or(&[][..], Vec::as_slice);
-    assert!(wrong.is_empty(), "{} positions:\n{}", wrong.len(), wrong.join("\n"));
-    assert!(verdicts.contains_key(&Verdict::Refused), "no flip was ever noticed");
+    flip_each(&data, &positions, |copy| judge(copy, &rows));
 }
 
 /// A file system of its own, as large as it is told; unmounted at the end.

@@ -1,15 +1,12 @@
 //! Damage that no read stumbles over: it is found all the same, by a scrub or by comparison, and a
 //! damaged replica is replaced while the others serve.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use onlyonce_tests::cluster::{BOUND, Environment};
-use onlyonce_tests::files::{copy_folder, places, replace_folder};
+use onlyonce_tests::files::{Flipped, copy_folder, flip_each, positions, replace_folder};
 use onlyonce_tests::process::{Ran, run};
 use onlyonce_tests::raw::{append, ask, executed, put};
 use onlyonce_tests::wait::wait_for;
@@ -45,26 +42,21 @@ fn fill_and_kill(lone: &mut Lone) {
     lone.node.kill();
 }
 
-/// What a scrub made of a flipped byte.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Verdict {
-    Named,
-    Harmless,
-    Wrong,
-}
-
-/// Nothing changed, or the last line names the database's folder; never an accident.
-fn judge(data: &Path, whole: &Ran, ran: &Ran) -> Verdict {
+/// What a scrub makes of a copy: nothing changed, or the last line names the database's folder; never
+/// an accident.
+fn judge(data: &Path, whole: &Ran) -> (Flipped, String) {
+    let ran = scrub(data);
     let last = ran.stderr.lines().last().unwrap_or_default();
     let named = last.contains(&format!("{}/tables", data.display()));
     let clean = ran.code == Some(1) && !ran.stderr.contains("panic");
-    if ran.code == Some(0) && ran.stdout == whole.stdout {
-        Verdict::Harmless
+    let flipped = if ran.code == Some(0) && ran.stdout == whole.stdout {
+        Flipped::Harmless
     } else if named && clean {
-        Verdict::Named
+        Flipped::Named
     } else {
-        Verdict::Wrong
-    }
+        Flipped::Wrong
+    };
+    (flipped, ran.stdout + &ran.stderr)
 }
 
 /// A byte flipped at each of 200 positions of a closed store's tables is harmless (every row is still
@@ -78,33 +70,8 @@ fn a_flipped_byte_in_the_tables_is_named_or_harmless() {
     assert_eq!(whole.code, Some(0), "{}", whole.stderr);
     println!("{}", whole.stdout.trim());
     let mut random = seed::rng("a_flipped_byte_in_the_tables_is_named_or_harmless");
-    let places = places(&data.join("tables"), POSITIONS, &mut random);
-    let (next, verdicts) = (AtomicUsize::new(0), Mutex::new(BTreeMap::<_, Vec<String>>::new()));
-    let folder = tempfile::tempdir().expect("a folder");
-    std::thread::scope(|scope| {
-        for worker in 0..2 {
-            let copy = folder.path().join(format!("copy {worker}"));
-            let (next, verdicts, places, data, whole) = (&next, &verdicts, &places, &data, &whole);
-            scope.spawn(move || {
-                while let Some(place) = places.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    let _ = fs::remove_dir_all(&copy);
-                    copy_folder(data, &copy);
-                    place.flip(data, &copy);
-                    let ran = scrub(&copy);
-                    let verdict = judge(&copy, whole, &ran);
-                    let text = format!("{place:?}: {}{}", ran.stdout, ran.stderr);
-                    verdicts.lock().expect("no panic").entry(verdict).or_default().push(text);
-                }
-            });
-        }
-    });
-    let verdicts = verdicts.into_inner().expect("no panic");
-    for (verdict, texts) in &verdicts {
-        println!("{verdict:?}: {} of {}, as {}", texts.len(), places.len(), texts[0].trim());
-    }
-    let wrong = verdicts.get(&Verdict::Wrong).map_or(&[][..], Vec::as_slice);
-    assert!(wrong.is_empty(), "{} positions:\n{}", wrong.len(), wrong.join("\n"));
-    assert!(verdicts.contains_key(&Verdict::Named), "no flip was ever noticed");
+    let positions = positions(&data.join("tables"), POSITIONS, &mut random);
+    flip_each(&data, &positions, |copy| judge(copy, &whole));
 }
 
 /// The disk of a running backup rots where nobody reads. Its scrub does, and the node stops and names
@@ -124,9 +91,9 @@ fn a_damaged_backup_is_replaced_while_the_cluster_serves() {
     node.wait_status("to have folded most of it", |status| status.applied * 2 > status.prepared);
     let tables = node.data().join("tables");
     let mut random = seed::rng("a_damaged_backup_is_replaced_while_the_cluster_serves");
-    for place in places(&tables, 2_000, &mut random) {
-        if place.file.ends_with("db") {
-            place.flip_in_place();
+    for position in positions(&tables, 2_000, &mut random) {
+        if position.file.ends_with("db") {
+            position.flip_in_place();
         }
     }
     let exit = node.exit();
