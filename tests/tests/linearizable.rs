@@ -23,7 +23,7 @@ enum Mishap {
     /// One node hears nothing of the other.
     CutOneWay,
     /// What the nodes send each other comes after the grace.
-    Late,
+    HeldBack,
     /// A node cannot reach the authority.
     CutAuthority,
     /// All connections of clients end, whatever is on its way.
@@ -35,7 +35,7 @@ const MISHAPS: [(Mishap, usize); 7] = [
     (Mishap::Pause, 3),
     (Mishap::CutBothWays, 2),
     (Mishap::CutOneWay, 2),
-    (Mishap::Late, 2),
+    (Mishap::HeldBack, 2),
     (Mishap::CutAuthority, 1),
     (Mishap::ResetClients, 4),
 ];
@@ -69,7 +69,7 @@ fn happen(mishap: Mishap, cluster: &mut Cluster, recorder: &mut Recorder) {
             cluster.network().set(one, other, Traffic::Vanishes);
             around_the_grace(recorder);
         }
-        Mishap::Late => {
+        Mishap::HeldBack => {
             cluster.network().set_both(one, other, Traffic::Waits);
             around_the_grace(recorder);
         }
@@ -100,7 +100,7 @@ fn whatever_happens_is_linearizable() {
     let count = |kinds: &[Mishap]| mishaps.iter().filter(|one| kinds.contains(one)).count();
     let happened = format!(
         "{} partitions, {} pauses, {} kills, {} resets of all clients",
-        count(&[Mishap::CutBothWays, Mishap::CutOneWay, Mishap::Late, Mishap::CutAuthority]),
+        count(&[Mishap::CutBothWays, Mishap::CutOneWay, Mishap::HeldBack, Mishap::CutAuthority]),
         count(&[Mishap::Pause]),
         count(&[Mishap::Kill]),
         count(&[Mishap::ResetClients]),
