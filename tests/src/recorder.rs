@@ -35,7 +35,7 @@ use crate::wait::wait_more;
 use crate::workload::{Increments, Ledger};
 
 /// A folder to which every history is written, as JSON Lines.
-const FOLDER: &str = "ONLYONCE_HISTORIES";
+const FOLDER: &str = "ONCE_HISTORIES";
 /// How long impatient clients wait: less than a failover takes.
 const IMPATIENCE: Duration = Duration::from_millis(300);
 /// By how much clients may enter what they send out of order, in nanoseconds.

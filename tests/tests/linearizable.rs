@@ -1,5 +1,5 @@
 //! Everything that clients of real processes saw while these were killed, paused and cut off from
-//! each other: recorded, and judged by the checker of the simulator. `ONLYONCE_HISTORIES=FOLDER`
+//! each other: recorded, and judged by the checker of the simulator. `ONCE_HISTORIES=FOLDER`
 //! writes the histories for other checkers.
 
 use std::time::Duration;

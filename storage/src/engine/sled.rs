@@ -304,7 +304,7 @@ mod tests {
 
     use super::*;
 
-    const CHILD: &str = "ONLYONCE_TEST_SYNC_FAILS";
+    const CHILD: &str = "ONCE_TEST_SYNC_FAILS";
 
     /// A failed sync ends the process, with a message that names the descriptor and the error.
     #[test]

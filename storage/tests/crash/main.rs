@@ -11,10 +11,10 @@
 //! How many, and which:
 //!
 //! ```text
-//! ONLYONCE_CRASH_STATES    permuted states (2,000)
-//! ONLYONCE_CRASH_SEED      the first state's seed; scripts depend on it too (0)
-//! ONLYONCE_CRASH_IMAGES    images (24)
-//! ONLYONCE_CRASH_RECORD    a record that a failure has left, in place of new ones
+//! ONCE_CRASH_STATES    permuted states (2,000)
+//! ONCE_CRASH_SEED      the first state's seed; scripts depend on it too (0)
+//! ONCE_CRASH_IMAGES    images (24)
+//! ONCE_CRASH_RECORD    a record that a failure has left, in place of new ones
 //! ```
 
 #[path = "../common/mod.rs"]
@@ -61,7 +61,7 @@ fn a_run_without_a_crash_has_no_fault() {
 #[test]
 fn a_power_failure_loses_nothing() {
     let records = Records::new(8, STEPS);
-    let search = Search { states: number("ONLYONCE_CRASH_STATES", 2_000), ignores: |_| false };
+    let search = Search { states: number("ONCE_CRASH_STATES", 2_000), ignores: |_| false };
     let tally = search.run(&records);
     println!("{tally}");
     tally.assert_no_fault(&records);
@@ -94,7 +94,7 @@ fn a_missing_barrier_is_noticed() {
 #[test]
 fn a_copied_disk_loses_nothing() {
     const IMAGES_OF_A_RUN: u64 = 6;
-    let images = number("ONLYONCE_CRASH_IMAGES", 24);
+    let images = number("ONCE_CRASH_IMAGES", 24);
     let started = Instant::now();
     let (mut within, mut further) = (0, 0);
     for run in 0..images.div_ceil(IMAGES_OF_A_RUN) {

@@ -46,7 +46,7 @@ fn free_bytes(folder: &str) -> Option<u64> {
 
 /// The seed of the first state.
 pub fn first_seed() -> u64 {
-    number("ONLYONCE_CRASH_SEED", 0)
+    number("ONCE_CRASH_SEED", 0)
 }
 
 /// Recorded runs.
@@ -59,7 +59,7 @@ impl Records {
     /// `runs` new runs of `steps` steps, or the one that the environment names.
     pub fn new(runs: u64, steps: usize) -> Self {
         let folder = memory_folder();
-        if let Some(record) = std::env::var_os("ONLYONCE_CRASH_RECORD") {
+        if let Some(record) = std::env::var_os("ONCE_CRASH_RECORD") {
             let recording = Recording::read(Path::new(&record));
             return Self { _folder: folder, recordings: vec![(record.into(), recording)] };
         }
@@ -149,8 +149,8 @@ impl Tally {
             std::fs::copy(record.with_extension(file), kept.with_extension(file)).expect("a copy");
         }
         panic!(
-            "{self}\nstate {seed}: {fault:?}: {what}\nto see it again: ONLYONCE_CRASH_RECORD={} \
-             ONLYONCE_CRASH_SEED={seed} ONLYONCE_CRASH_STATES=1",
+            "{self}\nstate {seed}: {fault:?}: {what}\nto see it again: ONCE_CRASH_RECORD={} \
+             ONCE_CRASH_SEED={seed} ONCE_CRASH_STATES=1",
             kept.display()
         );
     }

@@ -145,7 +145,7 @@ impl Store {
 }
 
 /// What tells a copy of this test that it is the process that runs a script.
-const RUN: &str = "ONLYONCE_CRASH_RUN";
+const RUN: &str = "ONCE_CRASH_RUN";
 
 /// A process that runs a script, and nothing else: this test's own program.
 pub fn process(seed: u64, steps: usize, data: &Path, lines: &Path) -> Command {
