@@ -4,6 +4,7 @@
 mod common;
 
 use std::path::Path;
+use std::process::Command;
 
 use bytes::Bytes;
 use onlyonce_storage::{Cursor, Options, open_dir};
@@ -11,17 +12,15 @@ use onlyonce_wire::client::{Operation, Outcome, Write as WriteRequest};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use common::{Connection, PATIENCE, Process, incr, onced, serving};
+use common::{Connection, PATIENCE, Process, incr, serving};
 
 /// Everything that is committed is folded at once.
 const FOLD_SOON: (&str, &str) = ("ONCED_CHECKPOINT_INTERVAL_MS", "100");
 
-fn node(folder: &Path, name: &str, more: &[&str]) -> Process {
-    let data = folder.join(name);
-    let any = "127.0.0.1:0";
-    let mut command = onced(&["serve", "--name", name, "--listen", any, "--peer", any]);
-    command.args(["--http", any, "--data"]).arg(data).args(more);
-    Process::spawn(command.env(FOLD_SOON.0, FOLD_SOON.1))
+fn node(folder: &Path, name: &str, more: &[&str]) -> Command {
+    let mut command = common::node(folder, name, more);
+    command.env(FOLD_SOON.0, FOLD_SOON.1);
+    command
 }
 
 fn put(key: &'static str, value: &'static str) -> Operation {
@@ -50,11 +49,11 @@ fn a_replica_with_other_rows_stops() {
     let data = folder.path().join("authority");
     let data = data.to_str().expect("a path of text");
     let authority = Process::start(&["authority", "--data", data, "--listen", "127.0.0.1:0"]);
-    let authority = ["--authority", authority.at("authority")].map(str::to_owned);
-    let [flag, address] = [authority[0].as_str(), authority[1].as_str()];
-    let first = node(folder.path(), "n1", &[flag, address, "--bootstrap"]);
+    let joins = ["--authority", authority.at("authority")];
+    let begins = [joins[0], joins[1], "--bootstrap"];
+    let first = Process::spawn(&mut node(folder.path(), "n1", &begins));
     first.wait_for("serving", serving);
-    let second = node(folder.path(), "n2", &[flag, address]);
+    let second = Process::spawn(&mut node(folder.path(), "n2", &joins));
     second.wait_for("a backup", |status| status["role"] == "backup");
     let mut client = Connection::client(first.at("client"));
     assert_eq!(client.execute("a", &put("row", "value")), (Outcome::Done, false));
@@ -66,12 +65,9 @@ fn a_replica_with_other_rows_stops() {
     assert_eq!(second.ended().code(), Some(0));
     rewrite(&folder.path().join("n2"));
 
-    let mut command = onced(&["serve", "--name", "n2", "--listen", "127.0.0.1:0"]);
-    command.args(["--peer", "127.0.0.1:0", "--http", "127.0.0.1:0", flag, address, "--data"]);
-    command.arg(folder.path().join("n2")).env(FOLD_SOON.0, FOLD_SOON.1);
     let mut said = tempfile::tempfile().expect("a file");
-    command.stderr(said.try_clone().expect("a file"));
-    let second = Process::spawn(&mut command);
+    let mut command = node(folder.path(), "n2", &joins);
+    let second = Process::spawn(command.stderr(said.try_clone().expect("a file")));
     second.wait_for("a backup", |status| status["role"] == "backup");
     assert_eq!(client.execute("b", &incr()), (Outcome::Integer(1), false));
     assert_eq!(second.ended().code(), Some(1), "within {PATIENCE:?}");

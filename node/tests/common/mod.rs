@@ -42,18 +42,7 @@ impl Process {
     }
 
     pub fn node(folder: &Path, name: &str, more: &[&str]) -> Self {
-        let data = folder.join(name);
-        let data = data.to_str().expect("a path of text");
-        let mut arguments = vec!["serve", "--data", data, "--name", name];
-        for flag in ["--listen", "--peer", "--http"] {
-            arguments.extend([flag, "127.0.0.1:0"]);
-        }
-        arguments.extend(more);
-        let mut command = onced(&arguments);
-        if more.contains(&"--authority") {
-            command.env("ONCED_FAULTS", "1");
-        }
-        Self::spawn(&mut command)
+        Self::spawn(&mut node(folder, name, more))
     }
 
     /// The value of `key` in the ready line.
@@ -105,6 +94,22 @@ impl Drop for Process {
 pub fn onced(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_onced"));
     command.args(arguments).env("ONCED_LOG", "warn");
+    command
+}
+
+/// A node, with its data below `folder`, on any ports.
+pub fn node(folder: &Path, name: &str, more: &[&str]) -> Command {
+    let data = folder.join(name);
+    let data = data.to_str().expect("a path of text");
+    let mut arguments = vec!["serve", "--data", data, "--name", name];
+    for flag in ["--listen", "--peer", "--http"] {
+        arguments.extend([flag, "127.0.0.1:0"]);
+    }
+    arguments.extend(more);
+    let mut command = onced(&arguments);
+    if more.contains(&"--authority") {
+        command.env("ONCED_FAULTS", "1");
+    }
     command
 }
 
