@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{checkpoint, reopen, scrub, try_open};
 use onlyonce_storage::engine::Tree;
 use onlyonce_storage::engine::memory::{MemoryDisk, Part};
@@ -9,7 +11,6 @@ use onlyonce_storage::limits::CHUNK;
 use onlyonce_storage::{
     Damage, Effect, Entry, Index, Opened, Record, Scrubbed, StorageError, Table, View,
 };
-use std::sync::Arc;
 
 /// Appends a record with these effects and folds it.
 fn fold(store: &mut Opened, effects: Vec<Effect>) {
@@ -58,9 +59,9 @@ fn a_lost_row_is_found() {
     }
 }
 
-/// A row that has an older value than was written last is found.
+/// A row of which any bit is another than was written is found.
 #[test]
-fn a_stale_row_is_found() {
+fn a_changed_row_is_found() {
     let disk = MemoryDisk::new();
     let mut store = filled(&disk);
     assert_eq!(scrub(&mut store).expect("all is well"), 20);
