@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use onlyonce_client::{Client, Error, Refusal};
-use onlyonce_tests::client::client;
+use onlyonce_tests::client::{client, runtime};
 use onlyonce_tests::cluster::{self, BOUND};
 use onlyonce_tests::process::{Ran, run};
 use onlyonce_tests::raw::{self, ask, executed, put};
@@ -32,7 +32,7 @@ fn program(path: &Path, arguments: &[&str]) -> Ran {
 }
 
 fn block_on<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Runtime::new().expect("threads").block_on(future)
+    runtime(2).block_on(future)
 }
 
 /// Checks that a node still does its work.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use onlyonce_client::{Client, Error};
+use onlyonce_tests::client::runtime;
 use onlyonce_tests::cluster::BOUND;
 use onlyonce_tests::files::{self, Flipped, Position, flip_each};
 use onlyonce_tests::process::run;
@@ -186,7 +187,7 @@ fn a_full_disk_stops_the_node_and_loses_nothing() {
     let disk = Disk::mount(96);
     let mut node = Node::new("n1", &disk.folder.path().join("n1"), &[], &[]);
     node.start();
-    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    let runtime = runtime(2);
     let address = node.client_address().to_string();
     let (acknowledged, exit) = runtime.block_on(fill(&mut node, address.clone()));
     println!("{} values were acknowledged", acknowledged.len());

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use onlyonce_client::{Client, Error};
+use onlyonce_tests::client::runtime;
 use onlyonce_tests::cluster::{BOUND, Environment};
 use onlyonce_tests::raw::{append, ask, executed, get};
 use onlyonce_tests::wait::{moment, wait_for};
@@ -165,7 +166,7 @@ fn nothing_is_acknowledged_on_one_copy() {
     let mut cluster = Cluster::start(3, TWO_COPIES);
     let mut load = Load::start("nothing_is_acknowledged_on_one_copy", cluster.addresses());
     load.random_moment();
-    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    let runtime = runtime(2);
     let client = runtime.block_on(async {
         let nodes = Client::builder().nodes(cluster.addresses());
         let client = nodes.deadline(Duration::from_secs(2)).build().expect("addresses of nodes");
