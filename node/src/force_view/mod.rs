@@ -33,7 +33,7 @@ const CACHE_BYTES: u64 = 8 << 20;
 /// Shows the stores and, with `--fenced`, forces the view.
 pub fn run(args: &ForceViewArgs, authority: &impl Authority) -> Result<(), ExitError> {
     let runtime = tokio_runtime(1)?;
-    let now = runtime.block_on(authority.read()).map_err(|error| unreachable(&error))?;
+    let now = runtime.block_on(authority.read()).map_err(|error| not_reached(&error))?;
     let (stores, mut logs) = open_all(&args.data)?;
     say(&report::table(&stores, &args.authority, &now));
     let wanted = args.primary.as_deref();
@@ -68,7 +68,7 @@ fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
-fn unreachable(error: &AuthorityError) -> ExitError {
+fn not_reached(error: &AuthorityError) -> ExitError {
     ExitError::Runtime(format!(
         "{error}; nothing was written: bring the authority back, and try again"
     ))

@@ -147,7 +147,7 @@ pub fn decide(
     Ok(Plan { chosen, step: Step::Swap { expected: *revision, register } })
 }
 
-/// The cluster that all belong to.
+/// The cluster that all belong to; else why they do not go together.
 fn one_cluster(stores: &[Found]) -> Result<ClusterId, String> {
     let first = &stores[0];
     for (place, found) in stores.iter().enumerate().skip(1) {
@@ -160,29 +160,30 @@ fn one_cluster(stores: &[Found]) -> Result<ClusterId, String> {
                 found.cluster
             ));
         }
-        if let Some(twin) = stores[..place].iter().find(|twin| twin.store == found.store) {
-            return Err(format!(
-                "{} and {} are copies of one store, {}: give the one that a node used last, and \
-                 never start a node on the other",
-                twin.folder.display(),
-                found.folder.display(),
-                found.store
-            ));
-        }
-        let (mine, same) =
-            (&found.checkpoint, |it: &&Found| it.checkpoint.mark == found.checkpoint.mark);
-        let other = stores[..place].iter().filter(same).find(|it| it.checkpoint != *mine);
-        if let Some(other) = other {
-            return Err(format!(
-                "the tables of {} and {} differ, though both are as of record {}: one of them is \
-                 damaged. `onced scrub` tells which: leave it out",
-                other.folder.display(),
-                found.folder.display(),
-                mine.mark.index
-            ));
-        }
+        stores[..place].iter().try_for_each(|other| check_pair(other, found))?;
     }
     Ok(first.cluster)
+}
+
+/// Two stores of a cluster are no copies of one, and hold the same after the same record.
+fn check_pair(one: &Found, other: &Found) -> Result<(), String> {
+    let (mine, theirs) = (one.folder.display(), other.folder.display());
+    if one.store == other.store {
+        return Err(format!(
+            "{mine} and {theirs} are copies of one store, {}: give the one that a node used last, and \
+             never start a node on the other",
+            one.store
+        ));
+    }
+    let mark = one.checkpoint.mark;
+    if mark == other.checkpoint.mark && one.checkpoint != other.checkpoint {
+        return Err(format!(
+            "the tables of {mine} and {theirs} differ, though both are as of record {}: one of them is \
+             damaged. `onced scrub` tells which: leave it out",
+            mark.index
+        ));
+    }
+    Ok(())
 }
 
 /// The store that goes on: the one that the user wants, else the one whose log goes furthest, by the

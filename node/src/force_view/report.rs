@@ -80,8 +80,8 @@ pub fn intention(stores: &[Found], plan: &Plan, by_user: bool) -> String {
     };
     let mut text = format!("chosen     {} (store {store}): {why}\n", me.name);
     let _ = writeln!(text, "lost       {}", lost(stores, plan.chosen, (last.view.0, last.index.0)));
-    let others: Vec<_> = stores.iter().filter(|found| found.store != *store).collect();
-    let others: Vec<_> = others.iter().map(|found| found.folder.display().to_string()).collect();
+    let others = stores.iter().filter(|found| found.store != *store);
+    let others: Vec<_> = others.map(|found| found.folder.display().to_string()).collect();
     let these = if others.is_empty() { String::new() } else { format!(" ({})", others.join(", ")) };
     let _ = writeln!(
         text,
