@@ -396,12 +396,53 @@ mod tests {
 
     use super::*;
 
+    /// The table of a new store, and that store.
+    fn empty(limits: Limits) -> (DuplicateTable, State) {
+        let state = open(MemoryDisk::new().disk(), &Options::new(1)).expect("opens").state;
+        (DuplicateTable::load(&state, Moment(1), limits).expect("loads"), state)
+    }
+
+    /// One session more than there may be is turned away for now; those that are open stay so, and
+    /// one that is closed makes room.
+    #[test]
+    fn sessions_are_bounded() {
+        let (mut table, state) = empty(Limits::default());
+        let open = |table: &mut DuplicateTable, id| {
+            table.open(SessionId(id), Index(1), Moment(1), &mut Vec::new())
+        };
+        let most = limits::SESSIONS_MAX as u128;
+        for id in 1..=most {
+            assert!(matches!(open(&mut table, id), Verdict::New), "{id}");
+        }
+        let verdict = open(&mut table, most + 1);
+        assert!(matches!(verdict, Verdict::NotNow(Refusal::Busy(Limit::Sessions))), "{verdict:?}");
+        assert!(matches!(open(&mut table, 1), Verdict::Known { .. }), "it is open");
+        let first = Session { id: SessionId(1), opened_at: OpenedAt(1) };
+        let closed = table.close(&state, first, Moment(1), &mut Vec::new()).expect("reads");
+        assert!(matches!(closed, Verdict::New), "{closed:?}");
+        assert!(matches!(open(&mut table, most + 1), Verdict::New), "there is room");
+    }
+
+    /// With as many idempotency keys as there may be, a new one is turned away for now.
+    #[test]
+    fn idempotency_keys_are_bounded() {
+        let (mut table, state) = empty(Limits::default());
+        let id = ExecuteId::Key(IdempotencyKey::new("order-1234").expect("a good key"));
+        let mut look_up = |keys| {
+            table.idempotency_keys = keys;
+            table.look_up(&state, Moment(1), &id, Fingerprint(1)).expect("reads")
+        };
+        let last = look_up(limits::IDEMPOTENCY_KEYS_MAX - 1);
+        assert!(matches!(last, Verdict::New), "{last:?}");
+        let refused = look_up(limits::IDEMPOTENCY_KEYS_MAX);
+        let busy = Refusal::Busy(Limit::IdempotencyKeys);
+        assert!(matches!(&refused, Verdict::NotNow(refusal) if *refusal == busy), "{refused:?}");
+    }
+
     /// Replies to later requests never keep out the oldest one, whose reply alone lets them go.
     #[test]
     fn the_oldest_request_is_never_busy_for_later_replies() {
-        let state = open(MemoryDisk::new().disk(), &Options::new(1)).expect("opens").state;
-        let limits = Limits { saved_reply_bytes: 50, ..Limits::default() };
-        let mut table = DuplicateTable::load(&state, Moment(1), limits).expect("loads");
+        let (mut table, state) = empty(Limits { saved_reply_bytes: 50, ..Limits::default() });
         let session = Session { id: SessionId(1), opened_at: OpenedAt(1) };
         let _ = table.open(session.id, Index(1), Moment(1), &mut Vec::new());
         let mut record = |seq| {
