@@ -341,16 +341,14 @@ impl Peers {
     async fn write(&self, peer: &Peer, (mut reader, mut stream): Stream) -> String {
         let mut buffer = BytesMut::new();
         loop {
-            let has_records = self.fill(peer, &mut buffer);
+            self.fill(peer, &mut buffer);
             if !buffer.is_empty() {
                 match timeout(WRITE_STALL, stream.write_all(&buffer)).await {
                     Ok(Ok(())) => self.counters.peer_bytes_sent.add(buffer.len() as u64),
                     Ok(Err(error)) => return error.to_string(),
                     Err(_) => return format!("it took nothing for {WRITE_STALL:?}"),
                 }
-                if has_records {
-                    failpoint(Point::AppendSent);
-                }
+                failpoint(Point::PeerWritten);
                 buffer.clear();
                 continue;
             }
@@ -365,11 +363,9 @@ impl Peers {
         }
     }
 
-    /// Encodes what one write carries: what is urgent, then what fits. Returns whether there are
-    /// records in it.
-    fn fill(&self, peer: &Peer, buffer: &mut BytesMut) -> bool {
+    /// Encodes what one write carries: what is urgent, then what fits.
+    fn fill(&self, peer: &Peer, buffer: &mut BytesMut) {
         let cut = self.faults.cut(peer.addresses().name());
-        let mut has_records = false;
         while buffer.len() < WRITE_BYTES {
             let Some(message) = peer.queue().pop() else { break };
             let payload = codec::encode(&message);
@@ -381,9 +377,7 @@ impl Peers {
                 continue;
             }
             put_frame(buffer, &payload);
-            has_records |= matches!(message, PeerMessage::Append { .. });
         }
-        has_records
     }
 
     /// Accepts other nodes' connections for ever.

@@ -39,6 +39,9 @@ points! {
     /// Answers were written to a client's socket.
     ReplyWritten = "reply.written",
 
+    /// Messages were written to another node's socket.
+    PeerWritten = "peer.written",
+
     /// Records are about to be written to the log.
     LogBegin = "log.begin",
     /// One more row of them is written.
@@ -54,8 +57,6 @@ points! {
 
     /// The core hands records to a backup's or learner's connection.
     AppendSending = "append.sending",
-    /// They were written to its socket.
-    AppendSent = "append.sent",
     /// Records came from the primary.
     AppendReceived = "append.received",
     /// They are durable here; the acknowledgement is about to go.

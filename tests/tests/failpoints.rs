@@ -133,7 +133,7 @@ const WHOLE: &[Group] = &[
         cause: Cause::Load,
         points: &[
             ("append.sending", Below(20)),
-            ("append.sent", Below(20)),
+            ("peer.written", Below(20)),
             ("append_ok.received", Below(20)),
         ],
     },
