@@ -5,7 +5,7 @@
 //! that is shipped is always built without it; `onced-failpoints` is the one that has them.
 //!
 //! The points of the whole server are in this one list, here because this crate is the lowest that
-//! has any. `tests/tests/failpoints.rs` kills at each of them, in every role that reaches it.
+//! has any. `tests/tests/failpoints/` kills at each of them, in every role that reaches it.
 
 /// Declares the points once: the enum, the list of all, and their names.
 macro_rules! points {

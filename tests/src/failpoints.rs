@@ -3,6 +3,7 @@
 //!
 //! The points are those of `storage/src/failpoints.rs`; only the program `onced-failpoints` has them.
 
+use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 
 use rand::rngs::StdRng;
@@ -37,12 +38,13 @@ impl Node {
         http::request("POST", self.http_address(), &path).expect("it has this failpoint");
     }
 
-    /// As [`arm`](Self::arm), for the next process, and that alone.
+    /// As [`arm`](Self::arm) for each of these points, for the next process, and that alone.
     ///
     /// # Panics
     /// When one runs already.
-    pub fn spawn_armed(&mut self, point: &str, passes: u32) {
-        self.set(VARIABLE, &format!("{point}={passes}*off->return"));
+    pub fn spawn_armed(&mut self, points: &[(&str, u32)]) {
+        let terms = points.iter().map(|(point, passes)| format!("{point}={passes}*off->return"));
+        self.set(VARIABLE, &terms.collect::<Vec<_>>().join(";"));
         self.spawn();
         self.set(VARIABLE, "");
     }
@@ -69,15 +71,15 @@ impl Node {
 pub struct Deaths {
     test: &'static str,
     random: StdRng,
-    loads: Vec<Finished>,
-    acknowledged: u64,
+    /// Each with the role that died under it.
+    loads: Vec<(String, Finished)>,
 }
 
 impl Deaths {
     /// None yet; prints the test's seed.
     #[must_use]
     pub fn new(test: &'static str) -> Self {
-        Self { test, random: seed::rng(test), loads: Vec::new(), acknowledged: 0 }
+        Self { test, random: seed::rng(test), loads: Vec::new() }
     }
 
     /// A random number below `bound`.
@@ -85,8 +87,9 @@ impl Deaths {
         self.random.random_range(0..bound)
     }
 
-    /// A node in this role dies at this point, after so many passes of it: `die` sees to that, under
-    /// load, and that all runs again afterwards. Prints a line with what was lost and doubled.
+    /// A node in this role (and, after a comma, where it comes from) dies at this point, after so many
+    /// passes of it: `die` sees to that, under load, and that all runs again afterwards. Prints a line
+    /// with what was lost and doubled.
     ///
     /// # Panics
     /// When that is anything.
@@ -104,33 +107,35 @@ impl Deaths {
         load.progress(20);
         let finished = load.settle();
         let report = finished.report();
-        let what = format!("{point:<20} {role:<18}");
+        let what = format!("{point:<20} {role:<23}");
         assert!(report.is_clean(), "{what}: the audit failed\n{report}");
         println!(
             "{:<9} {what} passes {passes:>2}   died 1   acknowledged {:>6}   lost {}   doubled {}",
             self.test, report.acknowledged, report.lost, report.doubled
         );
-        self.acknowledged += report.acknowledged;
-        self.loads.push(finished);
+        let role = role.split_once(',').map_or(role, |(role, _)| role);
+        self.loads.push((role.to_owned(), finished));
     }
 
-    /// Audits everything once more, as it is after all the deaths.
+    /// Audits everything once more, as it is after all the deaths. Prints a line for each role.
     ///
     /// # Panics
     /// When anything is lost or doubled.
     #[track_caller]
     pub fn conclude(&self) {
-        let (mut lost, mut doubled) = (0, 0);
-        for load in &self.loads {
+        let mut roles: BTreeMap<&str, [u64; 4]> = BTreeMap::new();
+        for (role, load) in &self.loads {
             let report = load.audit();
-            lost += report.lost;
-            doubled += report.doubled;
+            let sums = roles.entry(role).or_default();
+            let counts = [1, report.acknowledged, report.lost, report.doubled];
+            sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
         }
-        println!(
-            "{:<9} {} deaths in all: acknowledged {}, lost {lost}, doubled {doubled}",
-            self.test,
-            self.loads.len(),
-            self.acknowledged
-        );
+        for (role, [deaths, acknowledged, lost, doubled]) in roles {
+            println!(
+                "{:<9} {role:<9} {deaths:>3} deaths in all: acknowledged {acknowledged:>7}, \
+                 lost {lost}, doubled {doubled}",
+                self.test
+            );
+        }
     }
 }
