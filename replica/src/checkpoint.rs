@@ -1,27 +1,24 @@
-//! When committed entries are folded into the tables, how much log stays for others, and whether the
-//! tables of the replicas agree.
+//! When committed entries are folded into the tables, and how much log stays for others.
 //!
 //! A record without entries is a *mark*. Every replica that commits a mark while it folds nothing, and
-//! has something to fold, begins a checkpoint there; so replicas have checkpoints at equal places, and
-//! compare their digests: an echo names the follower's newest one. The primary puts a mark when enough
+//! has something to fold, begins a checkpoint there; so replicas have checkpoints at equal places, whose
+//! digests are compared (`agreement`). The primary puts a mark when enough
 //! is committed, or enough time passed; the first record of a view is one too. Who missed its marks
 //! and has too much to wait for the next one folds without.
 
 use std::collections::VecDeque;
 
 use onlyonce_storage::limits::OVERLAY_BYTES_MAX;
-use onlyonce_storage::{Checkpoint, Index, Record, View};
-use onlyonce_wire::StoreId;
+use onlyonce_storage::{Checkpoint, Index, Record};
 
 use crate::config::Config;
 use crate::event::{Effect, Moment};
 use crate::marks::Mark;
-use crate::message::PeerMessage;
 use crate::mutations::Rule;
-use crate::replica::{Replica, Role, Stop};
+use crate::replica::{Replica, Stop};
 
-/// How many of its own checkpoints a primary remembers.
-const REMEMBERED: usize = 16;
+/// How many of its own checkpoints a primary remembers, and how many of each follower.
+pub(crate) const REMEMBERED: usize = 16;
 
 /// The state of checkpoints.
 pub(crate) struct Checkpointing {
@@ -32,9 +29,6 @@ pub(crate) struct Checkpointing {
     marks: VecDeque<Index>,
     /// This process's newest checkpoints, oldest first.
     done: VecDeque<Checkpoint>,
-    /// A follower whose tables differ from this primary's, and after which record. This store is being
-    /// scrubbed for it.
-    suspect: Option<(StoreId, Index)>,
     /// The sizes of the newest records, oldest first: about as many as `log_tail_bytes` holds.
     tail: VecDeque<(Index, usize)>,
     tail_bytes: usize,
@@ -48,7 +42,6 @@ impl Checkpointing {
             last: now,
             marks: VecDeque::new(),
             done: VecDeque::new(),
-            suspect: None,
             tail: VecDeque::new(),
             tail_bytes: 0,
             pruned: Index::ZERO,
@@ -80,6 +73,11 @@ impl Checkpointing {
     /// The newest checkpoint of this process.
     pub(crate) fn newest(&self) -> Option<Checkpoint> {
         self.done.back().copied()
+    }
+
+    /// The newest checkpoints of this process, oldest first.
+    pub(crate) fn remembered(&self) -> impl Iterator<Item = &Checkpoint> {
+        self.done.iter()
     }
 
     /// The newest index up to `upto` that may leave the log so that `keep` bytes of records stay, or
@@ -173,50 +171,6 @@ impl Replica {
             self.marks.hit(Mark::LogPruned);
             self.effects.push(Effect::Prune { upto: prunable });
         }
-    }
-
-    /// Compares a follower's checkpoint with this primary's own at the same place. If they differ, this
-    /// store is scrubbed: if it is the damaged one it stops there.
-    pub(crate) fn compare(&mut self, follower: StoreId, theirs: Checkpoint) {
-        let index = theirs.mark.index;
-        let own = self.checkpointing.done.iter().find(|own| own.mark.index == index).copied();
-        let Some(own) = own else { return };
-        self.marks.hit(Mark::CheckpointsCompared);
-        if own == theirs || self.checkpointing.suspect.is_some() {
-            return;
-        }
-        tracing::error!(
-            "the tables of node {follower} differ from this node's after record {index} ({} and {}): check this node's first",
-            theirs.digests,
-            own.digests
-        );
-        self.checkpointing.suspect = Some((follower, index));
-        self.effects.push(Effect::Scrub);
-    }
-
-    /// This store is what was written. If the scrub was for a follower that differs, that one is not.
-    pub(crate) fn on_scrubbed(&mut self) {
-        let view = self.view();
-        if let Some((follower, index)) = self.checkpointing.suspect.take()
-            && matches!(self.role, Role::Primary(_))
-        {
-            self.send(follower, PeerMessage::Differs { view, index });
-        }
-    }
-
-    /// This follower's tables differ from the primary's, which are what was written.
-    pub(crate) fn on_differs(
-        &mut self,
-        from: StoreId,
-        view: View,
-        index: Index,
-    ) -> Result<(), Stop> {
-        if !self.is_from_my_primary(from, view) {
-            return Ok(());
-        }
-        Err(Stop(format!(
-            "the tables of this store differ from those of the primary (node {from}) after record {index}, and the primary's are what was written. Give this node a new, empty folder: it catches up from the others"
-        )))
     }
 }
 

@@ -18,6 +18,7 @@
 //! - `incarnation` → a forced view, and the end of the sessions before it,
 //! - `recovery` → a restarted primary,
 //! - `checkpoint` → when entries are folded into the tables,
+//! - `agreement` → whether the replicas' tables agree, and who stops if not,
 //! - `marks` → which rare paths a process took,
 //! - `mutations` → which rules a test can break, to prove that breaking them is noticed.
 //!
@@ -31,6 +32,7 @@
 //! record is closed: [`Effect::Persist`] and, at the same time, an `Append` to every follower →
 //! [`Event::Persisted`] and every `AppendOk` → committed → [`Effect::Reply`].
 
+mod agreement;
 mod checkpoint;
 mod config;
 mod duplicates;

@@ -17,6 +17,7 @@ use onlyonce_wire::client::Answer;
 use onlyonce_wire::{StoreId, limits};
 use rand::Rng;
 
+use crate::agreement::Agreement;
 use crate::duplicates::DuplicateTable;
 use crate::event::{Effect, Moment, ReplyTo};
 use crate::follower::Follower;
@@ -49,6 +50,7 @@ pub(crate) struct Primary {
     last_expiry: Moment,
     /// A snapshot on its way to a learner.
     pub(crate) sending: Option<Sending>,
+    pub(crate) agreement: Agreement,
     /// What is remembered of stores that were dropped from the view.
     dropped: HashMap<StoreId, Progress>,
 }
@@ -93,6 +95,7 @@ impl Replica {
             last_heartbeat: self.now,
             last_expiry: self.now,
             sending: None,
+            agreement: Agreement::default(),
             dropped: HashMap::new(),
         };
         self.role = Role::Primary(Box::new(primary));
@@ -359,14 +362,12 @@ impl Replica {
         view: View,
         nonce: u128,
         checkpoint: Option<Checkpoint>,
-    ) {
+    ) -> Result<(), Stop> {
         let now = self.now;
         let from_receipt = self.breaks(Rule::LeaseFromReceipt);
-        let Some(progress) = self.follower(from, view) else { return };
+        let Some(progress) = self.follower(from, view) else { return Ok(()) };
         progress.take_echo(nonce, now, from_receipt);
-        if let Some(checkpoint) = checkpoint {
-            self.compare(from, checkpoint);
-        }
+        checkpoint.map_or(Ok(()), |checkpoint| self.compare(from, checkpoint))
     }
 
     /// A follower asks to be fed: a new learner, or a replica that was restarted or cut off.

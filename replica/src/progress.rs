@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use onlyonce_storage::Index;
+use onlyonce_storage::{Checkpoint, Index};
 use onlyonce_wire::authority::Member;
 
+use crate::checkpoint::REMEMBERED;
 use crate::config::Timing;
 use crate::event::Moment;
 use crate::limits::{APPENDS_IN_FLIGHT_MAX, IN_FLIGHT_BYTES_MAX};
@@ -58,6 +59,8 @@ pub(crate) struct Progress {
     last_echo: Moment,
     probation: Duration,
     prompt_since: Moment,
+    /// The newest checkpoints that its process named, oldest first.
+    checkpoints: VecDeque<Checkpoint>,
 }
 
 impl Progress {
@@ -82,6 +85,7 @@ impl Progress {
             last_echo: now,
             probation: Duration::ZERO,
             prompt_since: now,
+            checkpoints: VecDeque::new(),
         }
     }
 
@@ -242,7 +246,24 @@ impl Progress {
     pub(crate) fn note_process(&mut self, process: u64) {
         if self.process != 0 && self.process != process {
             self.probation = Duration::ZERO;
+            self.checkpoints.clear();
         }
         self.process = process;
+    }
+
+    /// Notes its newest checkpoint.
+    pub(crate) fn note_checkpoint(&mut self, checkpoint: Checkpoint) {
+        if self.checkpoints.back() == Some(&checkpoint) {
+            return;
+        }
+        if self.checkpoints.len() == REMEMBERED {
+            self.checkpoints.pop_front();
+        }
+        self.checkpoints.push_back(checkpoint);
+    }
+
+    /// What its tables came to at this place, if it said so: its newest word.
+    pub(crate) fn checkpoint_at(&self, index: Index) -> Option<Checkpoint> {
+        self.checkpoints.iter().rev().find(|it| it.mark.index == index).copied()
     }
 }

@@ -301,7 +301,7 @@ impl Replica {
             PeerMessage::Tail { view, after, records } => self.on_tail(from, view, after, records),
             PeerMessage::NewerView { register, revision } => self.hear_of_view(&register, revision),
             PeerMessage::Echo { view, nonce, checkpoint } => {
-                self.on_echo(from, view, nonce, checkpoint);
+                self.on_echo(from, view, nonce, checkpoint)?;
             }
             PeerMessage::Differs { view, index } => self.on_differs(from, view, index)?,
             PeerMessage::AppendOk { view, feed, matched } => {

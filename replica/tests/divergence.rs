@@ -3,68 +3,246 @@
 
 mod one_node;
 
+use std::collections::BTreeMap;
+
 use onlyonce_replica::{Event, PeerMessage};
-use onlyonce_storage::{Checkpoint, Digests, Index, View};
-use onlyonce_wire::StoreId;
+use onlyonce_storage::{Checkpoint, Digests, Index, Table, View};
+use onlyonce_wire::{StoreId, codec};
 
-use one_node::Node;
+use one_node::{Node, member};
 
-/// A primary whose backup n2 has everything; with n2's checkpoint, if it is the same as the primary's.
-fn with_backup() -> (Node, Checkpoint) {
-    let mut node = Node::serving();
-    node.join(0);
-    let everything = node.replica.status().prepared;
-    node.acknowledge(everything);
-    node.echo();
-    node.tick(60);
-    assert_eq!(node.replica.status().backups, ["n2"], "n2 is a replica");
-    node.put(10);
-    // The longest time without a checkpoint: the primary puts a mark.
-    for _ in 0..700 {
-        node.acknowledge(node.replica.status().prepared);
-        node.tick(50);
-        node.echo();
+/// The primary n1, and others that have every record at once.
+struct Cluster {
+    node: Node,
+    /// What the echoes of the others name. Who is not here is silent.
+    others: BTreeMap<u128, Option<Checkpoint>>,
+}
+
+impl Cluster {
+    /// A primary with these backups.
+    fn of(backups: &[u128]) -> Self {
+        let mut cluster = Self { node: Node::serving(), others: BTreeMap::new() };
+        for backup in backups {
+            cluster.join(*backup);
+            cluster.rounds(5);
+        }
+        assert_eq!(cluster.node.backups().len(), backups.len(), "all are replicas");
+        cluster
     }
-    let checkpoint = node.checkpointer.checkpoint();
-    assert_eq!(checkpoint.mark.index.0, node.replica.status().committed, "all is folded");
-    (node, checkpoint)
+
+    fn hear(&mut self, from: u128, message: PeerMessage) {
+        self.node.give(Event::Peer { from: StoreId(from), message });
+    }
+
+    fn join(&mut self, number: u128) {
+        self.others.insert(number, None);
+        let (member, committed) = (member(number), Index(0));
+        self.hear(number, PeerMessage::Join { member, process: 5, committed });
+    }
+
+    /// All others acknowledge all records, and echo all heartbeats.
+    fn rounds(&mut self, rounds: usize) {
+        for _ in 0..rounds {
+            self.node.tick(50);
+            let sent = std::mem::take(&mut self.node.sent);
+            for (number, checkpoint) in self.others.clone() {
+                let status = self.node.replica.status();
+                let (view, matched) = (View(status.view.0), Index(status.prepared));
+                let feed = self.node.feeds[&StoreId(number)];
+                self.hear(number, PeerMessage::AppendOk { view, feed, matched });
+                for message in &sent {
+                    if let PeerMessage::Heartbeat { nonce, .. } = message {
+                        let nonce = *nonce;
+                        self.hear(number, PeerMessage::Echo { view, nonce, checkpoint });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Something is written, and folded at the next mark.
+    fn mark(&mut self) -> Checkpoint {
+        let before = self.node.checkpointer.checkpoint();
+        self.node.put(10);
+        // The longest time without a checkpoint: the primary puts a mark.
+        self.rounds(700);
+        let checkpoint = self.node.checkpointer.checkpoint();
+        assert_ne!(checkpoint, before, "it is folded");
+        checkpoint
+    }
+
+    /// From now on this one's echoes name this checkpoint.
+    fn names(&mut self, number: u128, checkpoint: Checkpoint) {
+        self.others.insert(number, Some(checkpoint));
+        self.rounds(3);
+    }
+
+    /// The scrub finds nothing. Returns who is told then.
+    fn scrubbed(&mut self) -> Vec<(StoreId, Index)> {
+        assert_eq!((self.node.scrubs, &self.node.told[..]), (1, &[][..]), "one scrub, before all");
+        self.node.give(Event::Scrubbed);
+        self.node.scrubs = 0;
+        std::mem::take(&mut self.node.told)
+    }
+
+    /// Nothing is done about what differs.
+    fn goes_on(&self) {
+        assert_eq!((self.node.scrubs, &self.node.told[..]), (0, &[][..]));
+        assert_eq!(self.node.stopped, None);
+    }
 }
 
-/// n2 echoes a heartbeat, with this checkpoint.
-fn echo(node: &mut Node, checkpoint: Checkpoint) {
-    node.echoed = Some(checkpoint);
-    node.sent.clear();
-    node.tick(50);
-    node.echo();
+/// At the same place, but of other rows; equal numbers are equal rows.
+fn other(checkpoint: Checkpoint, number: u128) -> Checkpoint {
+    let sums = codec::encode(&[number; Table::ALL.len()]);
+    let digests = codec::decode::<Digests, 128>(&sums).expect("digests are their sums");
+    Checkpoint { digests, ..checkpoint }
 }
 
-fn told(node: &Node) -> Option<Index> {
-    node.sent.iter().find_map(|message| match message {
-        PeerMessage::Differs { index, .. } => Some(*index),
-        _ => None,
-    })
-}
-
-/// The primary looks at its own tables first; only when these are what was written it tells the other.
+/// Of two, the primary looks at its own tables first; only when these are what was written it tells
+/// the other.
 #[test]
 fn a_backup_that_differs_is_told() {
-    let (mut node, checkpoint) = with_backup();
-    echo(&mut node, checkpoint);
-    assert_eq!(node.scrubs, 0, "they agree");
+    let mut cluster = Cluster::of(&[2]);
+    let checkpoint = cluster.mark();
+    cluster.names(2, checkpoint);
+    cluster.goes_on();
 
-    let other = Checkpoint { digests: Digests::default(), ..checkpoint };
-    let mut elsewhere = other;
+    let mut elsewhere = other(checkpoint, 1);
     elsewhere.mark.index = Index(1_000);
-    echo(&mut node, elsewhere);
-    assert_eq!(node.scrubs, 0, "nothing to compare with");
+    cluster.names(2, elsewhere);
+    cluster.goes_on();
 
-    echo(&mut node, other);
-    echo(&mut node, other);
-    assert_eq!(node.scrubs, 1, "one scrub at a time");
-    assert_eq!(told(&node), None);
-    node.give(Event::Scrubbed);
-    assert_eq!(told(&node), Some(checkpoint.mark.index));
-    assert_eq!(node.stopped, None);
+    cluster.names(2, other(checkpoint, 1));
+    assert_eq!(cluster.scrubbed(), [(StoreId(2), checkpoint.mark.index)]);
+    assert_eq!(cluster.node.stopped, None);
+}
+
+/// Of three, the odd one is told, and nobody before the third was heard.
+#[test]
+fn the_odd_one_of_three_is_told() {
+    let mut cluster = Cluster::of(&[2, 3]);
+    let checkpoint = cluster.mark();
+    cluster.names(2, other(checkpoint, 1));
+    cluster.rounds(100);
+    cluster.goes_on();
+    cluster.names(3, checkpoint);
+    assert_eq!(cluster.scrubbed(), [(StoreId(2), checkpoint.mark.index)]);
+    assert_eq!(cluster.node.stopped, None);
+}
+
+/// A primary whose memory was wrong before it was folded: its digests are those of its rows, but both
+/// others have other ones.
+#[test]
+fn a_primary_that_both_others_contradict_stops() {
+    let mut cluster = Cluster::of(&[2, 3]);
+    let checkpoint = cluster.mark();
+    cluster.names(2, other(checkpoint, 1));
+    cluster.goes_on();
+    cluster.names(3, other(checkpoint, 1));
+    assert_eq!((cluster.node.scrubs, &cluster.node.told[..]), (0, &[][..]), "nobody is told");
+    let reason = cluster.node.stopped.expect("it stops");
+    let named = reason.contains("n2 and n3") && reason.contains("this store is damaged");
+    assert!(named && reason.contains(&format!("record {}", checkpoint.mark.index)), "{reason}");
+}
+
+/// Three that all differ tell nothing of who is right; two of three do, also at a later mark only.
+#[test]
+fn without_a_majority_nobody_stops() {
+    let mut cluster = Cluster::of(&[2, 3]);
+    let checkpoint = cluster.mark();
+    cluster.names(2, other(checkpoint, 1));
+    cluster.names(3, other(checkpoint, 2));
+    cluster.rounds(100);
+    cluster.goes_on();
+    let checkpoint = cluster.mark();
+    cluster.names(3, other(checkpoint, 1));
+    cluster.goes_on();
+    cluster.names(2, checkpoint);
+    assert_eq!(cluster.scrubbed(), [(StoreId(3), checkpoint.mark.index)]);
+}
+
+/// A third replica that missed the mark has no voice at it, and is heard at the next one. What differed
+/// once, and does not any more, is nobody's fault then.
+#[test]
+fn a_replica_that_missed_the_mark_is_heard_at_the_next() {
+    let mut cluster = Cluster::of(&[2, 3]);
+    let checkpoint = cluster.mark();
+    cluster.names(2, other(checkpoint, 1));
+    let mut elsewhere = checkpoint;
+    elsewhere.mark.index = elsewhere.mark.index.next();
+    cluster.names(3, elsewhere);
+    cluster.rounds(100);
+    cluster.goes_on();
+    let checkpoint = cluster.mark();
+    cluster.names(2, checkpoint);
+    cluster.others.remove(&3);
+    cluster.rounds(100);
+    assert_eq!(cluster.node.backups(), ["n2"], "n3 is dropped");
+    cluster.goes_on();
+}
+
+/// When the third one is dropped, two are left: the rule of two. But a second store that contradicts
+/// this primary is not told: of two against one, the one is wrong.
+#[test]
+fn a_primary_never_tells_a_second_store_that_contradicts_it_alone() {
+    let mut cluster = Cluster::of(&[2, 3]);
+    let checkpoint = cluster.mark();
+    cluster.others.remove(&3);
+    cluster.names(2, other(checkpoint, 1));
+    cluster.rounds(100);
+    assert_eq!(cluster.node.backups(), ["n2"], "n3 is dropped");
+    assert_eq!(cluster.scrubbed(), [(StoreId(2), checkpoint.mark.index)]);
+    cluster.others.remove(&2);
+    cluster.rounds(100);
+    assert_eq!(cluster.node.backups(), Vec::<String>::new(), "n2 has stopped");
+
+    cluster.join(3);
+    let checkpoint = cluster.mark();
+    cluster.names(3, other(checkpoint, 1));
+    assert_eq!((cluster.node.scrubs, &cluster.node.told[..]), (0, &[][..]), "n3 is not told");
+    let reason = cluster.node.stopped.expect("it stops");
+    assert!(reason.contains(&format!("{}", StoreId(2))) && reason.contains("Keep"), "{reason}");
+}
+
+/// A primary that another store agreed with since is believed again.
+#[test]
+fn a_primary_that_was_confirmed_since_tells_another_store() {
+    let mut cluster = Cluster::of(&[2]);
+    let checkpoint = cluster.mark();
+    cluster.names(2, other(checkpoint, 1));
+    assert_eq!(cluster.scrubbed(), [(StoreId(2), checkpoint.mark.index)]);
+    cluster.others.remove(&2);
+    cluster.rounds(100);
+    cluster.join(3);
+    let checkpoint = cluster.mark();
+    cluster.names(3, checkpoint);
+    cluster.goes_on();
+    let checkpoint = cluster.mark();
+    cluster.names(3, other(checkpoint, 1));
+    assert_eq!(cluster.scrubbed(), [(StoreId(3), checkpoint.mark.index)]);
+    assert_eq!(cluster.node.stopped, None);
+}
+
+/// A learner's tables are compared as well; the backup tells which of the two is right.
+#[test]
+fn a_learner_that_differs_is_told() {
+    let mut cluster = Cluster::of(&[2]);
+    let stays_learner = |cluster: &Cluster| assert_eq!(cluster.node.backups(), ["n2"]);
+    let checkpoint = cluster.mark();
+    let (member, committed) = (member(3), Index(0));
+    cluster.hear(3, PeerMessage::Join { member, process: 5, committed });
+    let echo = |nonce| {
+        let (view, checkpoint) = (View(2), Some(other(checkpoint, 1)));
+        PeerMessage::Echo { view, nonce, checkpoint }
+    };
+    cluster.hear(3, echo(1));
+    stays_learner(&cluster);
+    cluster.goes_on();
+    cluster.names(2, checkpoint);
+    cluster.hear(3, echo(2));
+    stays_learner(&cluster);
+    assert_eq!(cluster.scrubbed(), [(StoreId(3), checkpoint.mark.index)]);
 }
 
 /// Only this view's primary is believed.

@@ -1,6 +1,7 @@
 //! One replica, step by step: its disk and its authority answer at once, and the test plays all others.
 #![allow(dead_code, reason = "each test binary uses its part of it")]
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -46,6 +47,10 @@ pub struct Node {
     pub sent: Vec<PeerMessage>,
     /// That of the newest append.
     pub feed: FeedId,
+    /// Those of the newest append to each.
+    pub feeds: BTreeMap<StoreId, FeedId>,
+    /// Who was told that it differs, and after which record.
+    pub told: Vec<(StoreId, Index)>,
     pub register: Versioned,
     pub proposed: usize,
     /// What waits for the disk, while that hangs.
@@ -98,6 +103,8 @@ impl Node {
             now,
             sent: Vec::new(),
             feed: FeedId::default(),
+            feeds: BTreeMap::new(),
+            told: Vec::new(),
             hanging: None,
             register,
             proposed: 0,
@@ -159,9 +166,13 @@ impl Node {
                 continue;
             }
             match effect {
-                Effect::Send { message, .. } => {
+                Effect::Send { to, message } => {
                     if let PeerMessage::Append { feed, .. } = &message {
                         self.feed = *feed;
+                        self.feeds.insert(to, *feed);
+                    }
+                    if let PeerMessage::Differs { index, .. } = &message {
+                        self.told.push((to, *index));
                     }
                     self.sent.push(message);
                 }
@@ -178,7 +189,7 @@ impl Node {
                     self.log.save(&state).expect("save");
                     self.give(Event::Saved);
                 }
-                Effect::ReadRegister(id) => self.told(id),
+                Effect::ReadRegister(id) => self.register_read(id),
                 Effect::Propose { expected, register } => self.swap(expected, register),
                 Effect::Stop(reason) => self.stopped = Some(reason),
                 Effect::Checkpoint(generation) => {
@@ -230,7 +241,7 @@ impl Node {
         Some(self.answers.remove(place).1)
     }
 
-    pub fn told(&mut self, id: ReadId) {
+    pub fn register_read(&mut self, id: ReadId) {
         let now = self.register.clone();
         self.give(Event::RegisterRead { asked: Some(id), now });
     }
