@@ -3,8 +3,8 @@
 //! A record without entries is a *mark*. Every replica that commits a mark while it folds nothing, and
 //! has something to fold, begins a checkpoint there; so replicas have checkpoints at equal places, whose
 //! digests are compared (`agreement`). The primary puts a mark when enough
-//! is committed, or enough time passed; the first record of a view is one too. Who missed its marks
-//! and has too much to wait for the next one folds without.
+//! is committed, or enough time passed; the first record of a view is one too. Who let a mark pass while
+//! it folded waits for the next one, unless it has too much to fold, or none comes.
 
 use std::collections::VecDeque;
 
@@ -27,6 +27,8 @@ pub(crate) struct Checkpointing {
     last: Moment,
     /// The marks that are not committed yet.
     marks: VecDeque<Index>,
+    /// Whether a mark passed since the newest checkpoint began: the next one is waited for.
+    missed: bool,
     /// This process's newest checkpoints, oldest first.
     done: VecDeque<Checkpoint>,
     /// The sizes of the newest records, oldest first: about as many as `log_tail_bytes` holds.
@@ -41,6 +43,7 @@ impl Checkpointing {
             folding: None,
             last: now,
             marks: VecDeque::new(),
+            missed: false,
             done: VecDeque::new(),
             tail: VecDeque::new(),
             tail_bytes: 0,
@@ -102,6 +105,7 @@ impl Replica {
     /// The records up to `index` are committed. At a mark on the way a checkpoint begins.
     pub(crate) fn commit(&mut self, index: Index) {
         let mark = self.checkpointing.take_mark(index);
+        self.checkpointing.missed |= mark.is_some() && self.checkpointing.folding.is_some();
         if let Some(mark) = mark.filter(|mark| *mark <= self.state.persisted()) {
             self.state.commit(mark);
             self.begin_checkpoint();
@@ -120,6 +124,7 @@ impl Replica {
             }
             self.checkpointing.folding = Some(generation.upto());
             self.checkpointing.last = self.now;
+            self.checkpointing.missed = false;
             self.effects.push(Effect::Checkpoint(generation));
         }
     }
@@ -144,8 +149,11 @@ impl Replica {
             self.commit(self.state.persisted());
             self.begin_checkpoint();
         }
-        // Whose marks passed during the checkpoint before, and who has much to fold, waits for none.
-        let without_mark = (2 * wanted).min(OVERLAY_BYTES_MAX / 2);
+        // Slow as it may be, it is to be at the same place as others every now and then.
+        let waits =
+            self.checkpointing.missed && since <= self.config.timing.checkpoint_interval * 2;
+        let most = OVERLAY_BYTES_MAX / 2;
+        let without_mark = if waits { most } else { most.min(2 * wanted) };
         if bytes >= without_mark {
             self.marks.hit(Mark::CheckpointWithoutMark);
             self.begin_checkpoint();

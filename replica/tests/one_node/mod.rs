@@ -11,7 +11,8 @@ use onlyonce_replica::{
 };
 use onlyonce_storage::engine::memory::MemoryDisk;
 use onlyonce_storage::{
-    Checkpoint, Checkpointer, Digests, Entry, Index, LogWriter, Mark, Opened, Options, View, open,
+    Checkpoint, Checkpointer, Digests, Entry, Generation, Index, LogWriter, Mark, Opened, Options,
+    View, open,
 };
 use onlyonce_wire::authority::{Member, Register, Revision, Versioned};
 use onlyonce_wire::client::{Answer, Execute, ExecuteId, Operation, Request, Write};
@@ -67,6 +68,10 @@ pub struct Node {
     pub scrubs: usize,
     /// The checkpoint that n2's echoes name.
     pub echoed: Option<Checkpoint>,
+    /// Whether folds take until the test ends them.
+    pub folds_slowly: bool,
+    /// What is being folded slowly.
+    pub folding: Option<Generation>,
 }
 
 impl Node {
@@ -87,12 +92,19 @@ impl Node {
     }
 
     pub fn with(opened: Opened, number: u128, register: Versioned, swaps: bool) -> Self {
+        Self::configured(Self::config(number), opened, register, swaps)
+    }
+
+    pub fn config(number: u128) -> Config {
         let mode = Mode::Cluster { bootstrap: true };
-        let config = Config {
+        Config {
             log_tail_bytes: 0,
             piece_bytes: 1 << 10,
             ..Config::new(member(number), mode, number)
-        };
+        }
+    }
+
+    pub fn configured(config: Config, opened: Opened, register: Versioned, swaps: bool) -> Self {
         let now = Moment(1_000_000_000);
         let (replica, effects) =
             Replica::new(config, opened.state, &opened.state_bytes, now).expect("starts");
@@ -115,6 +127,8 @@ impl Node {
             installs: None,
             scrubs: 0,
             echoed: None,
+            folds_slowly: false,
+            folding: None,
         };
         node.carry_out(effects);
         node
@@ -192,6 +206,9 @@ impl Node {
                 Effect::ReadRegister(id) => self.register_read(id),
                 Effect::Propose { expected, register } => self.swap(expected, register),
                 Effect::Stop(reason) => self.stopped = Some(reason),
+                Effect::Checkpoint(generation) if self.folds_slowly => {
+                    self.folding = Some(generation);
+                }
                 Effect::Checkpoint(generation) => {
                     let checkpoint = self.checkpointer.fold(&generation).expect("fold");
                     self.give(Event::Checkpointed(checkpoint));
@@ -210,6 +227,13 @@ impl Node {
                 Effect::Install { end, .. } => self.installs = Some(end.index),
             }
         }
+    }
+
+    /// Ends the fold that is under way.
+    pub fn fold(&mut self) {
+        let generation = self.folding.take().expect("it folds");
+        let checkpoint = self.checkpointer.fold(&generation).expect("fold");
+        self.give(Event::Checkpointed(checkpoint));
     }
 
     /// Carries out the oldest write that waits for the hanging disk.
