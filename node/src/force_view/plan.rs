@@ -165,7 +165,8 @@ fn one_cluster(stores: &[Found]) -> Result<ClusterId, String> {
     Ok(first.cluster)
 }
 
-/// Two stores of a cluster are no copies of one, and hold the same after the same record.
+/// Two stores of a cluster are no copies of one, are of one history, and hold the same after the same
+/// record.
 fn check_pair(one: &Found, other: &Found) -> Result<(), String> {
     let (mine, theirs) = (one.folder.display(), other.folder.display());
     if one.store == other.store {
@@ -173,6 +174,17 @@ fn check_pair(one: &Found, other: &Found) -> Result<(), String> {
             "{mine} and {theirs} are copies of one store, {}: give the one that a node used last, and \
              never start a node on the other",
             one.store
+        ));
+    }
+    let made = one.saved.made_by.zip(other.saved.made_by);
+    if one.era() == other.era() && made.is_some_and(|(one, other)| one != other) {
+        return Err(format!(
+            "{mine} and {theirs} both took part in view {} of incarnation {}, but not in the same one: \
+             two proposals made a view of this number, as after an authority was put back to an older \
+             copy. What one of them acknowledged is not in the other's history: give only the stores of \
+             the history that is to go on",
+            one.era().1,
+            one.era().0
         ));
     }
     let mark = one.checkpoint.mark;
@@ -300,8 +312,9 @@ mod tests {
     use std::slice::from_ref;
 
     use onlyonce_storage::{Digests, Table};
-    use onlyonce_wire::codec;
+    use onlyonce_wire::{ProposalId, codec};
 
+    use super::super::report::intention;
     use super::*;
 
     const NOW_MS: u64 = 1_700_000_000_000;
@@ -350,7 +363,7 @@ mod tests {
     /// A register that nodes made.
     fn made(incarnation: u64, view: u64, primary: u128) -> Register {
         let register = forced_view(CLUSTER, Incarnation(incarnation), View(view), member(primary));
-        Register { proposal: onlyonce_wire::ProposalId(77), ..register }
+        Register { proposal: ProposalId(77), ..register }
     }
 
     fn chosen(stores: &[Found], wanted: Option<&str>) -> u128 {
@@ -437,6 +450,16 @@ mod tests {
             Found { checkpoint: Checkpoint { digests: digests(), ..two.checkpoint }, ..two };
         let text = refusal(&[one.clone(), damaged], &empty(), None);
         assert!(text.contains("differ") && text.contains("onced scrub"), "{text}");
+        let made_by = |found: &Found, proposal| {
+            let made_by = Some(ProposalId(proposal));
+            Found { saved: Saved { made_by, ..found.saved.clone() }, ..found.clone() }
+        };
+        let two = found(2, 2, &[1, 2], (2, 9));
+        let text = refusal(&[made_by(&one, 7), made_by(&two, 8)], &empty(), None);
+        assert!(text.contains("/n1 and /n2") && text.contains("view 2 of incarnation 1"), "{text}");
+        assert_eq!(chosen(&[made_by(&one, 7), made_by(&two, 7)], None), 1, "one view");
+        let later = found(2, 3, &[1, 2], (3, 9));
+        assert_eq!(chosen(&[made_by(&one, 7), made_by(&later, 8)], None), 2, "two views");
         let text = refusal(from_ref(&one), &empty(), Some("n7"));
         assert!(text.contains("none of these stores"), "{text}");
         let twin = Found { me: one.me.clone(), ..found(2, 2, &[1, 2], (2, 9)) };
@@ -464,5 +487,24 @@ mod tests {
         let (dropped, alone) = (found(2, 4, &[1, 2], (4, 18)), found(1, 5, &[1], (5, 30)));
         let tail = Loss::Tail(vec![member(1)]);
         assert_eq!(loss(&[dropped, alone], 0), (View(5), tail));
+    }
+
+    /// Where something may be lost, the line says what becomes of it when it is sent again; where
+    /// nothing is, it does not.
+    #[test]
+    fn it_is_told_what_runs_anew() {
+        let both = [found(1, 4, &[1, 2], (4, 20)), found(2, 4, &[1, 2], (4, 20))];
+        let learner = found(3, 4, &[1, 2], (4, 11));
+        let cases = [(&both[..], false), (&both[..1], true), (from_ref(&learner), true)];
+        for (stores, may_lose) in cases {
+            let plan = decide(stores, &empty(), None, NOW_MS).expect("it can be done");
+            let text = intention(stores, &plan, false);
+            let lost = text.lines().find(|line| line.starts_with("lost")).expect("the line");
+            assert_eq!(
+                lost.contains("an untimed idempotency key, it runs anew"),
+                may_lose,
+                "{lost}"
+            );
+        }
     }
 }

@@ -97,13 +97,20 @@ pub fn intention(stores: &[Found], plan: &Plan, by_user: bool) -> String {
     text
 }
 
+/// What becomes of a request whose only trace is in lost records.
+const SENT_AGAIN: &str = "What was lost, if it is sent again: with an untimed idempotency key, it runs \
+     anew; with a timed one, it is refused as forgotten, since that is older than the forced view; in a \
+     session, it is refused, since all sessions end";
+
 fn lost(stores: &[Found], chosen: usize, (view, index): (u64, u64)) -> String {
     let (newest, loss) = loss(stores, chosen);
-    match loss {
-        Loss::None => format!(
-            "nothing that was acknowledged: all replicas of view {newest}, the newest, are here, and \
-             this store holds all that they acknowledged"
-        ),
+    let what = match loss {
+        Loss::None => {
+            return format!(
+                "nothing that was acknowledged: all replicas of view {newest}, the newest, are here, \
+                 and this store holds all that they acknowledged"
+            );
+        }
         Loss::UnlessLater(missing) => format!(
             "nothing that was acknowledged up to view {newest}, the newest that is known here; but {} \
              took part in it, with no folder here: what was acknowledged in a view that it made \
@@ -116,7 +123,8 @@ fn lost(stores: &[Found], chosen: usize, (view, index): (u64, u64)) -> String {
              acknowledged. Give their folders too, if there are any, and choose one of them",
             names(&replicas)
         ),
-    }
+    };
+    format!("{what}. {SENT_AGAIN}")
 }
 
 fn names(members: &[Member]) -> String {
