@@ -73,6 +73,14 @@ pub fn core_queue() -> (Arc<CoreQueue>, CoreInbox) {
     (Arc::new(queue), CoreInbox { receiver, sent })
 }
 
+#[cfg(test)]
+impl CoreInbox {
+    /// The next event; none if none comes for so long.
+    pub fn next(&self, patience: Duration) -> Option<Event> {
+        self.receiver.recv_timeout(patience).ok()?.0
+    }
+}
+
 impl CoreQueue {
     /// Queues an event of the node itself.
     pub fn send(&self, event: Event) {

@@ -30,6 +30,20 @@ fn another_register_of_the_same_revision_stops_a_primary() {
     assert!(node.stopped.is_some(), "it stops");
 }
 
+/// News of an older register may just be late: the node reads, and what the read shows counts. News that
+/// are late change nothing.
+#[test]
+fn news_of_a_lost_register_are_looked_into() {
+    let mut node = Node::serving();
+    let lost = Versioned { revision: Revision(0), register: None };
+    node.give(Event::RegisterRead { asked: None, now: lost.clone() });
+    assert_eq!(node.stopped, None, "the register is what it was");
+    node.register = lost.clone();
+    node.give(Event::RegisterRead { asked: None, now: lost });
+    let reason = node.stopped.expect("it stops");
+    assert!(reason.contains("lost data"), "{reason}");
+}
+
 /// The same while the node is down: the view has the number that its store knows, but another proposal
 /// made it. Equal positions of the two logs need not hold equal records.
 #[test]

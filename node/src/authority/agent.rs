@@ -177,3 +177,79 @@ impl<A: Authority> Tasks<A> {
         if self.faults.cut(AUTHORITY) { Err(lost()) } else { answer }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use onlyonce_wire::status::Role;
+    use onlyonce_wire::{ClusterId, Incarnation, StoreId, View};
+
+    use super::*;
+    use crate::core_thread::core_queue;
+    use crate::serve::tokio_runtime;
+
+    const PATIENCE: Duration = Duration::from_secs(15);
+
+    /// An authority whose data is lost, that cannot be reached for the first reads. It has no news.
+    struct Lost {
+        unreached: usize,
+        reads: Arc<AtomicUsize>,
+    }
+
+    impl Authority for Lost {
+        async fn read(&self) -> Result<Versioned, AuthorityError> {
+            if self.reads.fetch_add(1, Ordering::SeqCst) < self.unreached {
+                return Err(AuthorityError("not reached".to_owned()));
+            }
+            Ok(Versioned { revision: Revision(0), register: None })
+        }
+
+        async fn compare_and_swap(&self, _: Revision, _: Register) -> Swap {
+            panic!("nothing is proposed")
+        }
+
+        async fn watch(&self, _: Revision) -> Result<Versioned, AuthorityError> {
+            std::future::pending().await
+        }
+    }
+
+    fn status() -> NodeStatus {
+        NodeStatus {
+            name: "n1".to_owned(),
+            store: StoreId(1),
+            cluster: Some(ClusterId(9)),
+            incarnation: Incarnation(1),
+            role: Role::Backup,
+            serving: false,
+            view: View(1),
+            primary: None,
+            primary_address: None,
+            backups: Vec::new(),
+            learners: Vec::new(),
+            prepared: 0,
+            committed: 0,
+            applied: 0,
+            sessions: 0,
+            idempotency_keys: 0,
+        }
+    }
+
+    /// The core asks once, after news that the register may be lost, and may hear no more of it: a read
+    /// that fails is repeated until there is an answer, and that answers the question.
+    #[test]
+    fn a_read_that_fails_is_repeated() {
+        let runtime = tokio_runtime(1).expect("a runtime");
+        let (core, inbox) = core_queue();
+        let reads = Arc::new(AtomicUsize::new(0));
+        let authority = Lost { unreached: 2, reads: Arc::clone(&reads) };
+        let faults = Arc::new(Faults::new(false));
+        let (_status, told) = watch::channel(status());
+        let agent = Agent::start(runtime.handle(), authority, core, faults, told);
+        agent.read(ReadId(7));
+        let event = inbox.next(PATIENCE).expect("an answer");
+        let Event::RegisterRead { asked, now } = event else { panic!("{event:?}") };
+        assert_eq!((asked, now.revision, now.register), (Some(ReadId(7)), Revision(0), None));
+        assert_eq!(reads.load(Ordering::SeqCst), 3, "no more than it takes");
+    }
+}
