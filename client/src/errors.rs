@@ -322,6 +322,8 @@ pub(crate) fn answer_name(answer: &Answer) -> &'static str {
         Answer::Alive => "that a session is alive",
         Answer::Executed { .. } => "that an operation was executed",
         Answer::Read(outcome) => outcome_name(outcome),
+        Answer::Fate { .. } => "what became of a request",
+        Answer::Sessions { .. } | Answer::Session(_) => "which sessions are open",
         Answer::Status(_) => "its status",
         Answer::Refused(_) => "a refusal",
         Answer::NotPrimary { .. } => "that it is not the primary",

@@ -60,7 +60,7 @@ impl Inner {
             }
             let request = encode(operation, progress);
             match self.cluster.call(&request, progress).await? {
-                Answer::Executed { reply, replayed: _ } => {
+                Answer::Executed { reply, .. } => {
                     progress.settle();
                     return Ok(reply);
                 }
@@ -155,6 +155,7 @@ impl Inner {
         mut progress: Progress,
     ) -> Error {
         let (incarnation, id) = progress.identity.take().expect("it was sent under an id");
+        let id = id.request().expect("requests without an id are never unresolved");
         let handle = Handle::new(self.cluster.id(), incarnation, id, operation);
         let registration = progress.ticket.take().map(|ticket| {
             ticket.registration.leave_open();
@@ -214,31 +215,8 @@ fn encode(operation: &Bytes, progress: &Progress) -> Vec<u8> {
     codec::encode(&Request::Execute(Execute { incarnation, id, operation: operation.clone() }))
 }
 
-/// A key that nobody else has, in the shape of a `UUIDv7` (RFC 9562, section 5.7).
+/// A timed key that nobody else has.
 fn fresh_key() -> IdempotencyKey {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let milliseconds = since.as_millis() << 80;
-    let random = rand::random::<u128>() & ((1 << 80) - 1);
-    let shaped = (milliseconds | random) & !(0xf << 76) & !(0b11 << 62) | 0x7 << 76 | 0b10 << 62;
-    IdempotencyKey::new(shaped.to_be_bytes().to_vec()).expect("16 bytes are a fine key")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Fresh keys are distinct, have the time in front, and version and variant in their places.
-    #[test]
-    fn fresh_keys_are_uuids() {
-        let (one, two) = (fresh_key(), fresh_key());
-        assert_ne!(one, two);
-        for key in [one, two] {
-            let bytes = key.as_bytes();
-            assert_eq!(bytes.len(), 16);
-            assert_eq!((bytes[6] >> 4, bytes[8] >> 6), (7, 0b10), "{key:?}");
-            let stamp = bytes[..6].iter().fold(0u128, |time, byte| time << 8 | u128::from(*byte));
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
-            assert!(now.as_millis().abs_diff(stamp) < 60_000, "{stamp}");
-        }
-    }
+    IdempotencyKey::fresh(u64::try_from(since.as_millis()).unwrap_or(0), rand::random())
 }

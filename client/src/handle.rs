@@ -10,7 +10,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use bytes::Bytes;
-use onlyonce_wire::client::{ExecuteId, Fingerprint};
+use onlyonce_wire::client::{Fingerprint, RequestId};
 use onlyonce_wire::{ClusterId, Incarnation, codec};
 
 const PREFIX: &str = "once1-";
@@ -26,7 +26,7 @@ const TEXT_BYTES_MAX: usize = 1_024;
 pub struct Handle {
     cluster: Option<ClusterId>,
     incarnation: Incarnation,
-    id: ExecuteId,
+    id: RequestId,
     fingerprint: Fingerprint,
 }
 
@@ -34,7 +34,7 @@ impl Handle {
     pub(crate) fn new(
         cluster: Option<ClusterId>,
         incarnation: Incarnation,
-        id: ExecuteId,
+        id: RequestId,
         operation: &[u8],
     ) -> Self {
         Self { cluster, incarnation, id, fingerprint: Fingerprint::of(operation) }
@@ -54,7 +54,7 @@ impl Handle {
 
     /// The request's id.
     #[must_use]
-    pub fn id(&self) -> &ExecuteId {
+    pub fn id(&self) -> &RequestId {
         &self.id
     }
 
@@ -110,7 +110,7 @@ impl FromStr for Handle {
         let (cluster, incarnation, id, fingerprint) =
             codec::decode::<_, TEXT_BYTES_MAX>(content)
                 .map_err(|error| HandleError::Content(error.to_string()))?;
-        if let ExecuteId::Key(key) = &id {
+        if let RequestId::Key(key) = &id {
             key.check().map_err(|error| HandleError::Content(error.to_string()))?;
         }
         Ok(Self { cluster, incarnation, id, fingerprint })
@@ -164,11 +164,11 @@ mod tests {
 
     fn handles() -> [Handle; 2] {
         let session = Session { id: SessionId(u128::MAX / 7), opened_at: OpenedAt(90_210) };
-        let id = ExecuteId::Session { session, seq: Seq(77), first_unacked: Seq(70) };
+        let id = RequestId::Seq { session, seq: Seq(77) };
         let key = IdempotencyKey::new("invoice-2024-06").expect("a fine key");
         [
             Handle::new(Some(ClusterId(42)), Incarnation(1), id, b"an operation"),
-            Handle::new(None, Incarnation(3), ExecuteId::Key(key), b"another"),
+            Handle::new(None, Incarnation(3), RequestId::Key(key), b"another"),
         ]
     }
 

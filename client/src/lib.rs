@@ -50,8 +50,8 @@ pub use errors::{
 };
 pub use handle::{Handle, HandleError};
 pub use onlyonce_wire::client::{
-    Compare, Condition, ExecuteId, Failure, Fingerprint, Operation, Outcome, Refusal, TxnOutcome,
-    Write,
+    Compare, Condition, ExecuteId, Failure, Fingerprint, Operation, Outcome, Refusal, RequestId,
+    TxnOutcome, Write,
 };
 pub use onlyonce_wire::ids::ParseIdError;
 pub use onlyonce_wire::limits;

@@ -232,6 +232,9 @@ impl Cluster {
             | Answer::Closed
             | Answer::Alive
             | Answer::Executed { .. }
+            | Answer::Fate { .. }
+            | Answer::Sessions { .. }
+            | Answer::Session(_)
             | Answer::Read(_)
             | Answer::Status(_) => {}
         }

@@ -22,7 +22,8 @@ use onlyonce_replica::{Event, ReplyTo};
 use onlyonce_storage::failpoints::{Point, failpoint};
 use onlyonce_wire::CallId;
 use onlyonce_wire::client::{
-    Answer, ClientFrame, Goodbye, Hello, Limit, Outcome, Refusal, ServerFrame, TxnOutcome, Welcome,
+    Answer, ClientFrame, Fate, Goodbye, Hello, Limit, Outcome, Refusal, SavedRequest, ServerFrame,
+    SessionStatus, TxnOutcome, Welcome,
 };
 use onlyonce_wire::codec;
 use onlyonce_wire::frame::{Port, preamble, put_frame};
@@ -273,11 +274,17 @@ const FRAME_BYTES: usize = 256;
 fn answer_bytes(answer: &Answer) -> usize {
     FRAME_BYTES
         + match answer {
-            Answer::Executed { reply, .. } => reply.len(),
+            Answer::Executed { reply, .. } | Answer::Fate { fate: Fate::Done { reply }, .. } => {
+                reply.len()
+            }
+            Answer::Sessions { sessions, .. } => sessions.len() * size_of::<SessionStatus>(),
+            Answer::Session(Some(session)) => session.saved.len() * size_of::<SavedRequest>(),
             Answer::Read(outcome) => outcome_bytes(outcome),
             Answer::Opened { .. }
             | Answer::Closed
             | Answer::Alive
+            | Answer::Fate { .. }
+            | Answer::Session(None)
             | Answer::Status(_)
             | Answer::Refused(_)
             | Answer::NotPrimary { .. }

@@ -67,6 +67,8 @@ settings! {
     advertise_peer: String,
     /// How long a session may be idle.
     session_idle_ms: u64,
+    /// How long idempotency keys are remembered.
+    key_retention_ms: u64,
     /// Between two heartbeats.
     heartbeat_ms: u64,
     /// How long an echoed heartbeat lets the primary answer reads.
@@ -153,6 +155,7 @@ impl Settings {
             min_copies: Some(1),
             log_format: Some(LogFormat::Text),
             session_idle_ms: Some(milliseconds(timing.session_idle)),
+            key_retention_ms: Some(milliseconds(timing.key_retention)),
             heartbeat_ms: Some(milliseconds(timing.heartbeat)),
             lease_ms: Some(milliseconds(timing.lease)),
             grace_ms: Some(milliseconds(timing.grace)),
@@ -360,6 +363,7 @@ fn timing(settings: &Settings) -> Result<Timing, ExitError> {
         grace_jitter: grace / 4,
         append_timeout: period("append_timeout_ms", settings.append_timeout_ms)?,
         session_idle: period("session_idle_ms", settings.session_idle_ms)?,
+        key_retention: period("key_retention_ms", settings.key_retention_ms)?,
         checkpoint_interval: period("checkpoint_interval_ms", settings.checkpoint_interval_ms)?,
         ..Timing::default()
     };

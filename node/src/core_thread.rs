@@ -167,7 +167,7 @@ impl CoreThread {
                 let queued =
                     *tick_after.get_or_insert_with(|| self.inbox.sent.load(Ordering::Acquire));
                 if empty || self.taken >= queued {
-                    self.step(Event::Tick);
+                    self.step(Event::Tick(clock::wall()));
                     tick_at = Instant::now() + TICK;
                     tick_after = None;
                 }

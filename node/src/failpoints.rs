@@ -19,7 +19,7 @@ pub fn before_event(event: &Event) {
         | Event::RowsRead { .. }
         | Event::Received { .. }
         | Event::Drained
-        | Event::Tick => {}
+        | Event::Tick(_) => {}
     }
 }
 

@@ -1,9 +1,12 @@
 //! Brings the rows that a request will need into the cache before the request reaches the core, so
 //! that the core does not wait for the disk.
 
+use onlyonce_replica::KeyRow;
 use onlyonce_storage::{Table, Toucher};
-use onlyonce_wire::client::{Execute, ExecuteId, Operation, Read, Request, Write};
-use onlyonce_wire::codec;
+use onlyonce_wire::client::{
+    Execute, ExecuteId, Operation, Question, Read, Request, RequestId, Write,
+};
+use onlyonce_wire::{IdempotencyKey, codec};
 
 /// Operations over this many bytes are not decoded a second time only to be warmed.
 const OPERATION_BYTES_MAX: usize = 16 << 10;
@@ -24,7 +27,7 @@ impl Warmer {
         match request {
             Request::Execute(Execute { id, operation, .. }) => {
                 if let ExecuteId::Key(key) = id {
-                    self.toucher.touch(Table::Keys, key.as_bytes());
+                    self.key(key);
                 }
                 if operation.len() > OPERATION_BYTES_MAX {
                     return;
@@ -35,9 +38,16 @@ impl Warmer {
             }
             Request::Read(Read::Get { key }) => self.row(key),
             Request::Read(Read::Scan { start, .. }) => self.row(start),
+            Request::Outcome(Question { id, .. }) | Request::Cancel(Question { id, .. }) => {
+                if let RequestId::Key(key) = id {
+                    self.key(key);
+                }
+            }
             Request::Open { .. }
             | Request::Close { .. }
             | Request::KeepAlive { .. }
+            | Request::Sessions { .. }
+            | Request::Session(_)
             | Request::Status => {}
         }
     }
@@ -66,6 +76,10 @@ impl Warmer {
             | Write::Delete { key }
             | Write::Get { key } => self.row(key),
         }
+    }
+
+    fn key(&self, key: &IdempotencyKey) {
+        self.toucher.touch(Table::Keys, &KeyRow::key(key));
     }
 
     fn row(&self, key: &[u8]) {

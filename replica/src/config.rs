@@ -119,6 +119,8 @@ pub struct Timing {
     pub resend: Duration,
     /// How long a session may be idle.
     pub session_idle: Duration,
+    /// How long idempotency keys are remembered.
+    pub key_retention: Duration,
     /// The longest time between two checkpoints while there is something to fold.
     pub checkpoint_interval: Duration,
 }
@@ -136,6 +138,7 @@ impl Default for Timing {
             append_timeout: Duration::from_secs(2),
             resend: Duration::from_millis(200),
             session_idle: Duration::from_secs(600),
+            key_retention: Duration::from_secs(24 * 3_600),
             checkpoint_interval: Duration::from_secs(30),
         }
     }

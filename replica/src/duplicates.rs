@@ -3,7 +3,7 @@
 //! The table *is* its rows ([`rows`](crate::rows)): they travel in the same entry as the effects
 //! they speak of, so a node that has an effect has its duplicate row. What [`DuplicateTable`]
 //! holds in memory lives only while a node is an open primary, and is loaded from the rows when it
-//! becomes one: the sessions (to know when each was last used) and the number of keys.
+//! becomes one: the sessions (to know when each was last used) and what `keys` tells of.
 //!
 //! | the table says | verdict |
 //! |---|---|
@@ -11,6 +11,8 @@
 //! | `seq` below the watermark | `Stale`: its reply was acknowledged; never executed |
 //! | reply saved or pending, fingerprint equal | that reply, `replayed` |
 //! | reply saved or pending, fingerprint differs | `Mismatch`; never executed |
+//! | cancelled, whatever the fingerprint | `Cancelled`: never ran, never will |
+//! | a timed key below the floor | `Forgotten`: never executed |
 //! | `seq` ≥ watermark + window | `WindowFull` |
 //! | too many bytes of saved replies, and not the oldest unacknowledged request | `Busy` |
 //! | none of these | new: execute |
@@ -22,21 +24,26 @@
 //! Each verdict names the newest index that it rests on: it is true once that is committed.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use onlyonce_storage::{Effect, Index, State, Table};
-use onlyonce_wire::client::{Answer, ExecuteId, Fingerprint, Limit, Refusal};
-use onlyonce_wire::{IdempotencyKey, OpenedAt, Seq, Session, SessionId, limits};
+use onlyonce_wire::client::{
+    Answer, ExecuteId, Fate, Fingerprint, Limit, Question, Refusal, RequestId, SavedRequest,
+    SessionDetail, SessionStatus,
+};
+use onlyonce_wire::{OpenedAt, Seq, Session, SessionId, limits};
 
 use crate::Stop;
 use crate::config::Limits;
-use crate::event::Moment;
-use crate::rows::{FIRST_SESSION, KEY_COUNT, ReplyRow, SessionRow, decode_key_count};
+use crate::event::{Moment, WallTime};
+use crate::keys::Keys;
+use crate::rows::{FIRST_SESSION, ReplyRow, SessionRow};
 
 /// The part of the duplicate table that an open primary holds in memory.
 pub(crate) struct DuplicateTable {
     sessions: HashMap<SessionId, Live>,
-    idempotency_keys: u64,
+    keys: Keys,
     limits: Limits,
 }
 
@@ -75,9 +82,34 @@ impl Verdict {
     }
 }
 
+/// What the table holds of a request.
+pub(crate) enum Found {
+    /// It ran, or was cancelled.
+    Saved {
+        /// What became of it.
+        reply: ReplyRow,
+        /// For how long a key is remembered at least.
+        kept_for_ms: Option<u64>,
+        /// The entry that says so.
+        index: Index,
+    },
+    /// Nothing: it never ran.
+    Absent {
+        /// The newest entry that this rests on.
+        rests_on: Index,
+    },
+    /// All that can be said of it, whatever is asked.
+    Told(Verdict),
+}
+
 impl DuplicateTable {
     /// Loads the sessions from their rows, all of which are committed.
-    pub(crate) fn load(state: &State, now: Moment, limits: Limits) -> Result<Self, Stop> {
+    pub(crate) fn load(
+        state: &State,
+        now: Moment,
+        limits: Limits,
+        key_retention: Duration,
+    ) -> Result<Self, Stop> {
         let mut sessions = HashMap::new();
         for row in state.scan(Table::Sessions, FIRST_SESSION, None) {
             let row = row?;
@@ -86,8 +118,7 @@ impl DuplicateTable {
                 Live { row: SessionRow::decode(&value)?, index: Index::ZERO, last_used: now };
             sessions.insert(SessionRow::id(&row.key)?, live);
         }
-        let count = state.get(Table::Keys, KEY_COUNT)?.value;
-        Ok(Self { sessions, idempotency_keys: decode_key_count(count.as_ref())?, limits })
+        Ok(Self { sessions, keys: Keys::load(state, now, key_retention)?, limits })
     }
 
     /// Breaks [`Rule::WatermarkForgotten`](crate::mutations::Rule::WatermarkForgotten).
@@ -108,79 +139,135 @@ impl DuplicateTable {
         self.sessions.len()
     }
 
-    pub(crate) fn idempotency_keys(&self) -> u64 {
-        self.idempotency_keys
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.keys
     }
 
-    /// Looks a request up.
+    pub(crate) fn keys_mut(&mut self) -> &mut Keys {
+        &mut self.keys
+    }
+
+    /// Looks up a request that is to be executed.
     pub(crate) fn look_up(
         &mut self,
         state: &State,
-        now: Moment,
+        (now, wall): (Moment, WallTime),
         id: &ExecuteId,
         fingerprint: Fingerprint,
     ) -> Result<Verdict, Stop> {
-        match id {
-            ExecuteId::Session { session, seq, first_unacked } => {
-                self.look_up_seq(state, now, *session, *seq, *first_unacked, fingerprint)
-            }
-            ExecuteId::Key(key) => self.look_up_key(state, key, fingerprint),
-        }
-    }
-
-    fn look_up_seq(
-        &mut self,
-        state: &State,
-        now: Moment,
-        session: Session,
-        seq: Seq,
-        first_unacked: Seq,
-        fingerprint: Fingerprint,
-    ) -> Result<Verdict, Stop> {
-        if first_unacked == Seq(0) || first_unacked > seq || seq == Seq(u64::MAX) {
+        if let ExecuteId::Session { seq, first_unacked, .. } = id
+            && (*first_unacked == Seq(0) || first_unacked > seq)
+        {
             let text = format!(
-                "seq {seq} with first_unacked {first_unacked}: 1 ≤ first_unacked ≤ seq < {} is needed",
-                u64::MAX
+                "seq {seq} with first_unacked {first_unacked}: 1 ≤ first_unacked ≤ seq is needed"
             );
             return Ok(Verdict::NotNow(Refusal::Invalid(text)));
         }
-        let Some(live) = self.use_session(session, now) else {
-            return unknown_session(state, session);
-        };
-        if seq < live.row.first_unacked {
-            let first_unacked = live.row.first_unacked;
-            return Ok(Verdict::refused(Refusal::Stale { first_unacked }, live.index));
+        let Some(request) = id.request() else { return Ok(Verdict::New) };
+        match self.find(state, now, &request)? {
+            Found::Told(verdict) => Ok(verdict),
+            Found::Saved { reply, kept_for_ms, index } => {
+                Ok(duplicate(reply, fingerprint, kept_for_ms, index))
+            }
+            Found::Absent { .. } => {
+                let seen = match id {
+                    ExecuteId::Session { first_unacked, .. } => *first_unacked,
+                    ExecuteId::Key(_) | ExecuteId::Anonymous => Seq(0),
+                };
+                Ok(self.refuses(wall, &request, seen).map_or(Verdict::New, Verdict::NotNow))
+            }
         }
-        let saved = state.get(Table::Replies, &ReplyRow::key(session.id, seq))?;
-        if let Some(value) = saved.value {
-            return known_reply(value, fingerprint, saved.index);
-        }
-        let watermark = live.row.first_unacked.max(first_unacked);
-        let window = self.limits.window;
-        if seq.0 - watermark.0 >= window {
-            let refusal = Refusal::WindowFull { first_unacked: watermark, window };
-            return Ok(Verdict::NotNow(refusal));
-        }
-        Ok(Verdict::New)
     }
 
-    fn look_up_key(
-        &self,
+    /// What the table holds of a request; notes that its session is in use.
+    fn find(&mut self, state: &State, now: Moment, id: &RequestId) -> Result<Found, Stop> {
+        let (session, seq) = match id {
+            RequestId::Key(key) => return self.keys.find(state, now, key),
+            RequestId::Seq { session, seq } => (*session, *seq),
+        };
+        if seq == Seq(0) || seq == Seq(u64::MAX) {
+            let text = format!("seq {seq}: 1 ≤ seq < {} is needed", u64::MAX);
+            return Ok(Found::Told(Verdict::NotNow(Refusal::Invalid(text))));
+        }
+        let Some(live) = self.use_session(session, now) else {
+            return unknown_session(state, session).map(Found::Told);
+        };
+        let first_unacked = live.row.first_unacked;
+        if seq < first_unacked {
+            let refusal = Refusal::Stale { first_unacked };
+            return Ok(Found::Told(Verdict::refused(refusal, live.index)));
+        }
+        let saved = state.get(Table::Replies, &ReplyRow::key(session.id, seq))?;
+        match saved.value {
+            Some(value) => {
+                let reply = ReplyRow::decode(value)?;
+                Ok(Found::Saved { reply, kept_for_ms: None, index: saved.index })
+            }
+            None => Ok(Found::Absent { rests_on: live.index.max(saved.index) }),
+        }
+    }
+
+    /// Why a request that is not known cannot be remembered now, its client having seen all replies
+    /// below `seen`.
+    fn refuses(&self, wall: WallTime, id: &RequestId, seen: Seq) -> Option<Refusal> {
+        match id {
+            RequestId::Key(key) => self.keys.refuses(wall, key),
+            RequestId::Seq { session, seq } => {
+                let watermark = self.sessions[&session.id].row.first_unacked.max(seen);
+                let window = self.limits.window;
+                (seq.0 - watermark.0 >= window)
+                    .then_some(Refusal::WindowFull { first_unacked: watermark, window })
+            }
+        }
+    }
+
+    /// What became of a request. That nobody has seen it is true only of the present.
+    pub(crate) fn outcome(
+        &mut self,
         state: &State,
-        key: &IdempotencyKey,
-        fingerprint: Fingerprint,
+        now: Moment,
+        question: &Question,
     ) -> Result<Verdict, Stop> {
-        if let Err(error) = key.check() {
-            return Ok(Verdict::NotNow(Refusal::Invalid(error.to_string())));
-        }
-        let saved = state.get(Table::Keys, key.as_bytes())?;
-        if let Some(value) = saved.value {
-            return known_reply(value, fingerprint, saved.index);
-        }
-        if self.idempotency_keys >= limits::IDEMPOTENCY_KEYS_MAX {
-            return Ok(Verdict::NotNow(Refusal::Busy(Limit::IdempotencyKeys)));
-        }
-        Ok(Verdict::New)
+        Ok(match self.find(state, now, &question.id)? {
+            Found::Told(verdict) => verdict,
+            Found::Absent { rests_on } => told(Fate::NeverSeen, None, rests_on),
+            Found::Saved { index, kept_for_ms, .. } if index > state.committed() => {
+                told(Fate::Pending, kept_for_ms, Index::ZERO)
+            }
+            Found::Saved { reply, kept_for_ms, index } => {
+                fate(reply, question.fingerprint, kept_for_ms, index)
+            }
+        })
+    }
+
+    /// Sees to it that a request never runs, in the entry at `index`, unless it ran. Returns with
+    /// [`Verdict::New`] how long that is remembered.
+    pub(crate) fn cancel(
+        &mut self,
+        state: &State,
+        (now, wall): (Moment, WallTime),
+        index: Index,
+        question: &Question,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(Verdict, Option<u64>), Stop> {
+        let verdict = match self.find(state, now, &question.id)? {
+            Found::Told(verdict) => verdict,
+            Found::Saved { reply, kept_for_ms, index } => {
+                fate(reply, question.fingerprint, kept_for_ms, index)
+            }
+            Found::Absent { .. } => {
+                if let Some(refusal) = self.refuses(wall, &question.id, Seq(0)) {
+                    return Ok((Verdict::NotNow(refusal), None));
+                }
+                let (at, id) = ((now, index), (&question.id, Seq(0)));
+                let recorded = self.record(state, at, id, ReplyRow::Cancelled, effects)?;
+                return Ok(match recorded {
+                    Ok(kept_for_ms) => (Verdict::New, kept_for_ms),
+                    Err(refusal) => (Verdict::NotNow(refusal), None),
+                });
+            }
+        };
+        Ok((verdict, None))
     }
 
     /// Finds a session, matched exactly, and notes that it is in use.
@@ -193,29 +280,26 @@ impl DuplicateTable {
         Some(*live)
     }
 
-    /// The duplicate row of a request that is executed now, in the entry at `index`; with it the
-    /// new watermark, and the end of the replies below that.
+    /// The duplicate row of a request that is executed, or cancelled, in the entry at `index`; with
+    /// it the session's new watermark, and the end of the replies below that. Returns how long a key
+    /// is remembered.
     ///
     /// `Err` when its session has too many bytes of saved replies, and an older request is yet to be
     /// acknowledged: nothing was changed.
     pub(crate) fn record(
         &mut self,
         state: &State,
-        index: Index,
-        id: &ExecuteId,
-        reply: &ReplyRow,
+        (now, index): (Moment, Index),
+        (id, seen): (&RequestId, Seq),
+        reply: ReplyRow,
         effects: &mut Vec<Effect>,
-    ) -> Result<Result<(), Refusal>, Stop> {
+    ) -> Result<Result<Option<u64>, Refusal>, Stop> {
         match id {
-            ExecuteId::Key(key) => {
-                self.idempotency_keys += 1;
-                let count = self.idempotency_keys.to_le_bytes();
-                put(effects, Table::Keys, Bytes::from_static(KEY_COUNT), count.to_vec().into());
-                put(effects, Table::Keys, key.as_bytes().clone(), reply.encode());
-                Ok(Ok(()))
-            }
-            ExecuteId::Session { session, seq, first_unacked } => {
-                self.record_seq(state, index, *session, (*seq, *first_unacked), reply, effects)
+            RequestId::Key(key) => Ok(Ok(Some(self.keys.record(now, key, reply, effects)))),
+            RequestId::Seq { session, seq } => {
+                let recorded =
+                    self.record_seq(state, index, *session, (*seq, seen), &reply, effects)?;
+                Ok(recorded.map(|()| None))
             }
         }
     }
@@ -225,7 +309,7 @@ impl DuplicateTable {
         state: &State,
         index: Index,
         session: Session,
-        (seq, first_unacked): (Seq, Seq),
+        (seq, seen): (Seq, Seq),
         reply: &ReplyRow,
         effects: &mut Vec<Effect>,
     ) -> Result<Result<(), Refusal>, Stop> {
@@ -233,15 +317,15 @@ impl DuplicateTable {
         let mut row = live.row;
         let mut deletes = Vec::new();
         // However far the watermark moves, no reply was saved at or beyond the old window's end.
-        let end = first_unacked.0.min(row.first_unacked.0.saturating_add(limits::WINDOW));
+        let end = seen.0.min(row.first_unacked.0.saturating_add(limits::WINDOW));
         for acked in row.first_unacked.0..end {
             let key = ReplyRow::key(session.id, Seq(acked));
             if let Some(value) = state.get(Table::Replies, &key)?.value {
                 row.saved_bytes -= value.len() as u64;
-                deletes.push(Effect { table: Table::Replies, key, value: None });
+                delete(&mut deletes, Table::Replies, key);
             }
         }
-        row.first_unacked = row.first_unacked.max(first_unacked);
+        row.first_unacked = row.first_unacked.max(seen);
         let value = reply.encode();
         row.saved_bytes += value.len() as u64;
         // Only the oldest request's reply lets the watermark move on, and so makes room: replies to
@@ -315,7 +399,7 @@ impl DuplicateTable {
         &mut self,
         state: &State,
         now: Moment,
-        idle: std::time::Duration,
+        idle: Duration,
         limit: usize,
     ) -> Result<Vec<Vec<Effect>>, Stop> {
         let committed = state.committed();
@@ -334,6 +418,57 @@ impl DuplicateTable {
             entries.push(effects);
         }
         Ok(entries)
+    }
+
+    /// Some sessions in the order of their ids, whether there are more, and the newest entry that
+    /// this rests on.
+    pub(crate) fn list(
+        &self,
+        now: Moment,
+        after: Option<SessionId>,
+        limit: usize,
+    ) -> (Vec<SessionStatus>, bool, Index) {
+        let mut ids: Vec<SessionId> =
+            self.sessions.keys().copied().filter(|id| after.is_none_or(|it| *id > it)).collect();
+        ids.sort_unstable();
+        let more = ids.len() > limit;
+        ids.truncate(limit);
+        let newest = self.sessions.values().map(|live| live.index).max().unwrap_or_default();
+        (ids.iter().filter_map(|id| self.status(*id, now)).collect(), more, newest)
+    }
+
+    fn status(&self, id: SessionId, now: Moment) -> Option<SessionStatus> {
+        let Live { row, last_used, .. } = self.sessions.get(&id)?;
+        Some(SessionStatus {
+            session: Session { id, opened_at: row.opened_at },
+            first_unacked: row.first_unacked,
+            saved_bytes: row.saved_bytes,
+            idle_ms: u64::try_from(now.since(*last_used).as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    /// A session and its saved replies, and the newest entry that this rests on.
+    pub(crate) fn show(
+        &self,
+        state: &State,
+        now: Moment,
+        id: SessionId,
+    ) -> Result<(Option<SessionDetail>, Index), Stop> {
+        let mut newest = state.get(Table::Sessions, &SessionRow::key(id))?.index;
+        let Some(status) = self.status(id, now) else { return Ok((None, newest)) };
+        let mut saved = Vec::new();
+        let end = ReplyRow::key(id, Seq(u64::MAX));
+        for row in state.scan(Table::Replies, &ReplyRow::key(id, Seq(0)), Some(&end)) {
+            let row = row?;
+            newest = newest.max(row.index);
+            let Some(value) = row.value else { continue };
+            let reply_bytes = match ReplyRow::decode(value)? {
+                ReplyRow::Executed { reply, .. } => Some(reply.len() as u64),
+                ReplyRow::Cancelled => None,
+            };
+            saved.push(SavedRequest { seq: ReplyRow::seq(&row.key)?, reply_bytes });
+        }
+        Ok((Some(SessionDetail { status, saved }), newest))
     }
 
     fn remove(
@@ -358,11 +493,10 @@ pub(crate) fn remove_session_rows(
     for row in state.scan(Table::Replies, &ReplyRow::key(id, Seq(0)), Some(&end)) {
         let row = row?;
         if row.value.is_some() {
-            effects.push(Effect { table: Table::Replies, key: row.key, value: None });
+            delete(effects, Table::Replies, row.key);
         }
     }
-    let key = SessionRow::key(id);
-    effects.push(Effect { table: Table::Sessions, key, value: None });
+    delete(effects, Table::Sessions, SessionRow::key(id));
     Ok(())
 }
 
@@ -376,83 +510,52 @@ fn unknown_session(state: &State, session: Session) -> Result<Verdict, Stop> {
     Ok(Verdict::refused(Refusal::SessionExpired, rests_on))
 }
 
-fn known_reply(value: Bytes, fingerprint: Fingerprint, rests_on: Index) -> Result<Verdict, Stop> {
-    let saved = ReplyRow::decode(value)?;
-    if saved.fingerprint != fingerprint {
-        return Ok(Verdict::refused(Refusal::Mismatch, rests_on));
+/// What a copy of a request that ran, or was cancelled, is answered.
+fn duplicate(
+    reply: ReplyRow,
+    sent: Fingerprint,
+    kept_for_ms: Option<u64>,
+    index: Index,
+) -> Verdict {
+    match reply {
+        ReplyRow::Cancelled => Verdict::refused(Refusal::Cancelled, index),
+        ReplyRow::Executed { fingerprint, .. } if fingerprint != sent => {
+            Verdict::refused(Refusal::Mismatch, index)
+        }
+        ReplyRow::Executed { reply, .. } => Verdict::Known {
+            answer: Answer::Executed { reply, replayed: true, kept_for_ms },
+            rests_on: index,
+        },
     }
-    let answer = Answer::Executed { reply: saved.reply, replayed: true };
-    Ok(Verdict::Known { answer, rests_on })
 }
 
-fn put(effects: &mut Vec<Effect>, table: Table, key: Bytes, value: Bytes) {
+/// What somebody who asks about a request that ran, or was cancelled, is told.
+fn fate(
+    reply: ReplyRow,
+    asked: Option<Fingerprint>,
+    kept_for_ms: Option<u64>,
+    index: Index,
+) -> Verdict {
+    match reply {
+        ReplyRow::Cancelled => told(Fate::Cancelled, kept_for_ms, index),
+        ReplyRow::Executed { fingerprint, .. } if asked.is_some_and(|it| it != fingerprint) => {
+            Verdict::refused(Refusal::Mismatch, index)
+        }
+        ReplyRow::Executed { reply, .. } => told(Fate::Done { reply }, kept_for_ms, index),
+    }
+}
+
+fn told(fate: Fate, kept_for_ms: Option<u64>, rests_on: Index) -> Verdict {
+    Verdict::Known { answer: Answer::Fate { fate, kept_for_ms }, rests_on }
+}
+
+pub(crate) fn put(effects: &mut Vec<Effect>, table: Table, key: Bytes, value: Bytes) {
     effects.push(Effect { table, key, value: Some(value) });
 }
 
-#[cfg(test)]
-mod tests {
-    use onlyonce_storage::engine::memory::MemoryDisk;
-    use onlyonce_storage::{Options, open};
-
-    use super::*;
-
-    /// The table of a new store, and that store.
-    fn empty(limits: Limits) -> (DuplicateTable, State) {
-        let state = open(MemoryDisk::new().disk(), &Options::new(1)).expect("opens").state;
-        (DuplicateTable::load(&state, Moment(1), limits).expect("loads"), state)
-    }
-
-    /// One session more than there may be is turned away for now; those that are open stay so, and
-    /// one that is closed makes room.
-    #[test]
-    fn sessions_are_bounded() {
-        let (mut table, state) = empty(Limits::default());
-        let open = |table: &mut DuplicateTable, id| {
-            table.open(SessionId(id), Index(1), Moment(1), &mut Vec::new())
-        };
-        let most = limits::SESSIONS_MAX as u128;
-        for id in 1..=most {
-            assert!(matches!(open(&mut table, id), Verdict::New), "{id}");
-        }
-        let verdict = open(&mut table, most + 1);
-        assert!(matches!(verdict, Verdict::NotNow(Refusal::Busy(Limit::Sessions))), "{verdict:?}");
-        assert!(matches!(open(&mut table, 1), Verdict::Known { .. }), "it is open");
-        let first = Session { id: SessionId(1), opened_at: OpenedAt(1) };
-        let closed = table.close(&state, first, Moment(1), &mut Vec::new()).expect("reads");
-        assert!(matches!(closed, Verdict::New), "{closed:?}");
-        assert!(matches!(open(&mut table, most + 1), Verdict::New), "there is room");
-    }
-
-    /// With as many idempotency keys as there may be, a new one is turned away for now.
-    #[test]
-    fn idempotency_keys_are_bounded() {
-        let (mut table, state) = empty(Limits::default());
-        let id = ExecuteId::Key(IdempotencyKey::new("order-1234").expect("a good key"));
-        let mut look_up = |keys| {
-            table.idempotency_keys = keys;
-            table.look_up(&state, Moment(1), &id, Fingerprint(1)).expect("reads")
-        };
-        let last = look_up(limits::IDEMPOTENCY_KEYS_MAX - 1);
-        assert!(matches!(last, Verdict::New), "{last:?}");
-        let refused = look_up(limits::IDEMPOTENCY_KEYS_MAX);
-        let busy = Refusal::Busy(Limit::IdempotencyKeys);
-        assert!(matches!(&refused, Verdict::NotNow(refusal) if *refusal == busy), "{refused:?}");
-    }
-
-    /// Replies to later requests never keep out the oldest one, whose reply alone lets them go.
-    #[test]
-    fn the_oldest_request_is_never_busy_for_later_replies() {
-        let (mut table, state) = empty(Limits { saved_reply_bytes: 50, ..Limits::default() });
-        let session = Session { id: SessionId(1), opened_at: OpenedAt(1) };
-        let _ = table.open(session.id, Index(1), Moment(1), &mut Vec::new());
-        let mut record = |seq| {
-            let id = ExecuteId::Session { session, seq: Seq(seq), first_unacked: Seq(1) };
-            let reply = Bytes::from_static(b"8 bytes.");
-            let row = ReplyRow { fingerprint: Fingerprint(1), reply };
-            table.record(&state, Index(2), &id, &row, &mut Vec::new()).expect("reads")
-        };
-        assert_eq!((record(2), record(3)), (Ok(()), Ok(())));
-        assert_eq!(record(4), Err(Refusal::Busy(Limit::SavedReplies)));
-        assert_eq!(record(1), Ok(()));
-    }
+pub(crate) fn delete(effects: &mut Vec<Effect>, table: Table, key: Bytes) {
+    effects.push(Effect { table, key, value: None });
 }
+
+#[cfg(test)]
+mod tests;

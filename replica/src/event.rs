@@ -42,6 +42,11 @@ impl Moment {
     }
 }
 
+/// What the machine's calendar says: milliseconds since 1970. It may be wrong, and may jump; what
+/// rests on it is said in `keys`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WallTime(pub u64);
+
 /// Where a reply goes: a call on a connection of this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ReplyTo {
@@ -127,7 +132,7 @@ pub enum Event {
     /// Every queued event was handled: the open record may be closed.
     Drained,
     /// Some time passed (at most a few milliseconds).
-    Tick,
+    Tick(WallTime),
 }
 
 /// How a compare-and-swap of the register ended, as far as can be told.

@@ -17,6 +17,7 @@ use onlyonce_wire::client::Fingerprint;
 use onlyonce_wire::{ClusterId, Incarnation, ProposalId, SessionId, StoreId, codec};
 
 use crate::duplicates::remove_session_rows;
+use crate::keys::clock_of_new_incarnation;
 use crate::replica::{Replica, Role, Stop};
 use crate::rows::{FIRST_SESSION, SESSIONS_INCARNATION, SessionRow, decode_incarnation};
 use crate::saved::Saved;
@@ -94,7 +95,8 @@ impl Replica {
             tracing::info!(%current, "no session of an earlier incarnation is left");
             let key = Bytes::from_static(SESSIONS_INCARNATION);
             let value = Some(Bytes::copy_from_slice(&current.0.to_le_bytes()));
-            let effects = vec![Effect { table: Table::Sessions, key, value }];
+            let clock = clock_of_new_incarnation(&self.state, self.wall())?;
+            let effects = vec![Effect { table: Table::Sessions, key, value }, clock];
             entries.push(Entry { effects });
         }
         let mut opens_at = self.open_index();

@@ -7,6 +7,9 @@
 //!
 //! - `requests` → what the primary does with a client's request,
 //! - `duplicates` → which requests ran, and what they were answered,
+//! - `keys` → those that have an idempotency key, and how these age,
+//! - `questions` → what became of a request, and cancels,
+//! - `expiry` → what is forgotten, and when,
 //! - `kv` → what an operation does to rows,
 //! - `primary` → records, followers, commit, leases,
 //! - `members` → who belongs to the primary's view,
@@ -37,8 +40,10 @@ mod checkpoint;
 mod config;
 mod duplicates;
 mod event;
+mod expiry;
 mod follower;
 mod incarnation;
+mod keys;
 mod kv;
 mod limits;
 mod marks;
@@ -48,6 +53,7 @@ mod mutations;
 mod primary;
 mod progress;
 mod proposal;
+mod questions;
 mod recovery;
 mod replica;
 mod requests;
@@ -57,7 +63,7 @@ mod snapshot;
 mod views;
 
 pub use config::{Config, DRIFT_PER_MILLE, Limits, Mode, Timing};
-pub use event::{Effect, Event, Moment, ProposalResult, ReadId, ReplyTo};
+pub use event::{Effect, Event, Moment, ProposalResult, ReadId, ReplyTo, WallTime};
 pub use incarnation::{forced_view, is_forced_view};
 pub use limits::{CHECKPOINT_BYTES, LOG_PIN_BYTES, LOG_TAIL_BYTES, PIECE_BYTES};
 pub use marks::{Mark, Marks};
@@ -65,4 +71,5 @@ pub use message::{FeedId, PeerHello, PeerMessage, Piece, Position, SnapshotId};
 #[cfg(feature = "mutations")]
 pub use mutations::Rule;
 pub use replica::{Replica, StartError, Stop};
+pub use rows::KeyRow;
 pub use saved::{Owner, Saved, SavedProposal};

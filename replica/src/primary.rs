@@ -47,7 +47,7 @@ pub(crate) struct Primary {
     open_bytes: usize,
     waiters: BTreeMap<Index, Vec<(ReplyTo, Answer)>>,
     last_heartbeat: Moment,
-    last_expiry: Moment,
+    pub(crate) last_expiry: Moment,
     /// A snapshot on its way to a learner.
     pub(crate) sending: Option<Sending>,
     pub(crate) agreement: Agreement,
@@ -75,7 +75,7 @@ impl Primary {
             .collect();
         let table = self.table.as_ref();
         let sessions = table.map_or(0, |table| table.sessions() as u64);
-        (learners, sessions, table.map_or(0, DuplicateTable::idempotency_keys))
+        (learners, sessions, table.map_or(0, |table| table.keys().count()))
     }
 }
 
@@ -484,10 +484,12 @@ impl Replica {
     /// Everything that was found in the log is committed: from now on requests are executed, once
     /// no session is left that an earlier incarnation opened.
     pub(crate) fn open(&mut self) -> Result<(), Stop> {
-        if self.end_old_sessions()? {
+        // The first tick tells the time, and comes soon.
+        if self.wall.is_none() || self.end_old_sessions()? {
             return Ok(());
         }
-        let mut table = DuplicateTable::load(&self.state, self.now, self.config.limits)?;
+        let retention = self.config.timing.key_retention;
+        let mut table = DuplicateTable::load(&self.state, self.now, self.config.limits, retention)?;
         if self.breaks(Rule::WatermarkForgotten) {
             table.forget_watermarks();
         }
@@ -562,25 +564,7 @@ impl Replica {
         self.tick_snapshot()?;
         self.change_members();
         self.tick_ending()?;
-        self.expire_sessions()
-    }
-
-    fn expire_sessions(&mut self) -> Result<(), Stop> {
-        /// Sessions expire in small steps, so that no record grows large.
-        const EXPIRED_AT_ONCE: usize = 64;
-        const INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);
-        let now = self.now;
-        let idle = self.config.timing.session_idle;
-        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
-        if now.since(primary.last_expiry) < INTERVAL {
-            return Ok(());
-        }
-        primary.last_expiry = now;
-        let Some(table) = &mut primary.table else { return Ok(()) };
-        let expired = table.expire(&self.state, now, idle, EXPIRED_AT_ONCE)?;
-        if !expired.is_empty() {
-            self.marks.hit(Mark::SessionExpired);
-        }
-        expired.into_iter().try_for_each(|effects| self.add_entry(Entry { effects }))
+        self.expire_sessions()?;
+        self.forget_keys()
     }
 }

@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use crate::checkpoint::Checkpointing;
 use crate::config::{Config, Mode};
 use crate::duplicates::DuplicateTable;
-use crate::event::{Effect, Event, Moment, ReadId};
+use crate::event::{Effect, Event, Moment, ReadId, WallTime};
 use crate::follower::Follower;
 use crate::marks::{Mark, Marks};
 use crate::message::{PeerMessage, Position};
@@ -73,6 +73,8 @@ pub struct Replica {
     pub(crate) checkpointing: Checkpointing,
     pub(crate) marks: Marks,
     pub(crate) now: Moment,
+    /// As the last tick told it; none before the first.
+    pub(crate) wall: Option<WallTime>,
     pub(crate) effects: Vec<Effect>,
 }
 
@@ -234,6 +236,7 @@ impl Replica {
             checkpointing: Checkpointing::new(now),
             marks: Marks::default(),
             now,
+            wall: None,
             effects: Vec::new(),
             saved,
             state,
@@ -284,7 +287,10 @@ impl Replica {
             Event::Received { id, number, digests } => self.on_received(id, number, digests),
             Event::Scrubbed => self.on_scrubbed(),
             Event::Drained => self.close_record()?,
-            Event::Tick => self.on_tick()?,
+            Event::Tick(wall) => {
+                self.wall = Some(wall);
+                self.on_tick()?;
+            }
         }
         Ok(())
     }
@@ -437,6 +443,11 @@ impl Replica {
 
     pub(crate) fn send(&mut self, to: StoreId, message: PeerMessage) {
         self.effects.push(Effect::Send { to, message });
+    }
+
+    /// The calendar of an open primary, which has heard a tick.
+    pub(crate) fn wall(&self) -> WallTime {
+        self.wall.unwrap_or_default()
     }
 
     /// Whether a write takes so long that others should take over.

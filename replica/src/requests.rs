@@ -6,9 +6,10 @@ use bytes::Bytes;
 use onlyonce_storage::{Entry, Index, limits::OVERLAY_BYTES_MAX};
 use onlyonce_wire::check::check_size;
 use onlyonce_wire::client::{
-    Answer, Execute, Fingerprint, Limit, Operation, Part, Read, Refusal, Request,
+    Answer, Execute, ExecuteId, Fingerprint, Limit, Operation, Part, Question, Read, Refusal,
+    Request,
 };
-use onlyonce_wire::{Incarnation, SessionId, codec, limits};
+use onlyonce_wire::{Incarnation, Seq, SessionId, codec, limits};
 
 use crate::duplicates::Verdict;
 use crate::event::{Effect, ReplyTo};
@@ -50,6 +51,13 @@ impl Replica {
             }
             Request::Execute(execute) => self.execute(from, execute),
             Request::Read(read) => self.read(from, &read),
+            Request::Outcome(question) => self.outcome(from, &question),
+            Request::Cancel(question) => self.cancel(from, &question),
+            Request::Sessions { after, limit } => {
+                self.list_sessions(from, after, limit);
+                Ok(())
+            }
+            Request::Session(session) => self.show_session(from, session),
             Request::Status => {
                 let answer = Answer::Status(Box::new(self.status()));
                 self.reply(from, answer);
@@ -109,7 +117,7 @@ impl Replica {
     }
 
     /// Answers by the verdict; what is new gets its entry and, when that is committed, `answer`.
-    fn settle(
+    pub(crate) fn settle(
         &mut self,
         from: ReplyTo,
         verdict: Verdict,
@@ -142,8 +150,9 @@ impl Replica {
     fn execute(&mut self, from: ReplyTo, execute: Execute) -> Result<(), Stop> {
         let Execute { id, operation, .. } = execute;
         let fingerprint = Fingerprint::of(&operation);
+        let at = (self.now, self.wall());
         let table = self.role.open_table();
-        let mut verdict = table.look_up(&self.state, self.now, &id, fingerprint)?;
+        let mut verdict = table.look_up(&self.state, at, &id, fingerprint)?;
         if self.breaks(Rule::SessionReopened) && is_expired(&verdict) {
             self.role.open_table().reopen(&id, self.now);
             verdict = Verdict::New;
@@ -167,22 +176,38 @@ impl Replica {
         let mut effects = draft.into_effects();
         let written = effects.len();
         let reply: Bytes = codec::encode(&outcome).into();
-        let row = ReplyRow { fingerprint, reply: reply.clone() };
-        let index = self.open_index();
-        let table = self.role.open_table();
-        let recorded = table.record(&self.state, index, &id, &row, &mut effects)?;
-        let verdict = match recorded {
-            Ok(()) if self.breaks(Rule::DuplicateRowApart) => {
-                let rows = effects.split_off(written);
-                self.add_entry(Entry { effects })?;
-                self.close_record()?;
-                effects = rows;
-                Verdict::New
+        let row = ReplyRow::Executed { fingerprint, reply: reply.clone() };
+        let kept_for_ms = match self.record(&id, row, &mut effects)? {
+            Ok(kept_for_ms) => kept_for_ms,
+            Err(refusal) => {
+                self.reply(from, Answer::Refused(refusal));
+                return Ok(());
             }
-            Ok(()) => Verdict::New,
-            Err(refusal) => Verdict::NotNow(refusal),
         };
-        self.settle(from, verdict, Answer::Executed { reply, replayed: false }, effects)
+        if self.breaks(Rule::DuplicateRowApart) {
+            let rows = effects.split_off(written);
+            self.add_entry(Entry { effects })?;
+            self.close_record()?;
+            effects = rows;
+        }
+        let answer = Answer::Executed { reply, replayed: false, kept_for_ms };
+        self.settle(from, Verdict::New, answer, effects)
+    }
+
+    /// The duplicate row of what is executed under this id now. Returns how long a key is kept.
+    fn record(
+        &mut self,
+        id: &ExecuteId,
+        row: ReplyRow,
+        effects: &mut Vec<onlyonce_storage::Effect>,
+    ) -> Result<Result<Option<u64>, Refusal>, Stop> {
+        let Some(request) = id.request() else { return Ok(Ok(None)) };
+        let seen = match id {
+            ExecuteId::Session { first_unacked, .. } => *first_unacked,
+            ExecuteId::Key(_) | ExecuteId::Anonymous => Seq(0),
+        };
+        let at = (self.now, self.open_index());
+        self.role.open_table().record(&self.state, at, (&request, seen), row, effects)
     }
 
     /// A read sees the newest staged state; it is answered when the newest row it saw is committed.
@@ -239,7 +264,7 @@ impl Replica {
         self.marks.hit(mark);
     }
 
-    fn reply(&mut self, to: ReplyTo, answer: Answer) {
+    pub(crate) fn reply(&mut self, to: ReplyTo, answer: Answer) {
         self.effects.push(Effect::Reply { to, answer });
     }
 }
@@ -250,8 +275,10 @@ fn incarnation_of(request: &Request) -> Option<Incarnation> {
         Request::Open { incarnation, .. }
         | Request::Close { incarnation, .. }
         | Request::KeepAlive { incarnation, .. }
-        | Request::Execute(Execute { incarnation, .. }) => Some(*incarnation),
-        Request::Read(_) | Request::Status => None,
+        | Request::Execute(Execute { incarnation, .. })
+        | Request::Outcome(Question { incarnation, .. })
+        | Request::Cancel(Question { incarnation, .. }) => Some(*incarnation),
+        Request::Read(_) | Request::Sessions { .. } | Request::Session(_) | Request::Status => None,
     }
 }
 

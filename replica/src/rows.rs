@@ -5,14 +5,16 @@
 //! | `sessions` | session id | [`SessionRow`] |
 //! | `sessions` | (empty) | the incarnation in which the sessions were opened, a little-endian `u64`; 1 if there is no such row |
 //! | `replies` | session id, seq | [`ReplyRow`] |
-//! | `keys` | idempotency key | [`ReplyRow`] |
+//! | `keys` | `n` and the name, or `t` and the UUID, of an idempotency key | [`KeyRow`] |
 //! | `keys` | (empty) | the number of the other rows, a little-endian `u64` |
+//! | `expiry` | the age at which a named key is forgotten, and its row's key in `keys` | nothing |
+//! | `expiry` | (empty) | [`KeyClock`] |
 //!
 //! Numbers in keys are big-endian, so that rows lie in the order of sessions and seqs.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use onlyonce_wire::client::Fingerprint;
-use onlyonce_wire::{Incarnation, OpenedAt, Seq, SessionId};
+use onlyonce_wire::{IdempotencyKey, Incarnation, OpenedAt, Seq, SessionId};
 
 /// A row that does not decode: the store is damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,13 +73,18 @@ impl SessionRow {
     }
 }
 
-/// A saved reply and the fingerprint of the request that it answers.
+/// What is remembered of a request: what every copy of it is answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReplyRow {
-    /// Of the request's operation.
-    pub fingerprint: Fingerprint,
-    /// The encoded outcome.
-    pub reply: Bytes,
+pub enum ReplyRow {
+    /// It ran.
+    Executed {
+        /// Of its operation.
+        fingerprint: Fingerprint,
+        /// The encoded outcome.
+        reply: Bytes,
+    },
+    /// It never ran and never will, whatever its content.
+    Cancelled,
 }
 
 impl ReplyRow {
@@ -90,21 +97,146 @@ impl ReplyRow {
         key.freeze()
     }
 
+    /// The seq whose row has this key.
+    pub fn seq(key: &[u8]) -> Result<Seq, BadRow> {
+        let seq = key.get(16..).and_then(|seq| seq.try_into().ok());
+        let seq = seq.ok_or(BadRow { table: "replies", bytes: key.len() })?;
+        Ok(Seq(u64::from_be_bytes(seq)))
+    }
+
+    /// The row's value: the fingerprint and the reply, or nothing.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let mut value = BytesMut::new();
+        self.encode_into(&mut value);
+        value.freeze()
+    }
+
+    fn encode_into(&self, value: &mut BytesMut) {
+        if let Self::Executed { fingerprint, reply } = self {
+            value.reserve(16 + reply.len());
+            value.put_u128_le(fingerprint.0);
+            value.put_slice(reply);
+        }
+    }
+
+    /// Reads a row's value.
+    pub fn decode(mut value: Bytes) -> Result<Self, BadRow> {
+        match value.len() {
+            0 => Ok(Self::Cancelled),
+            16.. => {
+                Ok(Self::Executed { fingerprint: Fingerprint(value.get_u128_le()), reply: value })
+            }
+            bytes => Err(BadRow { table: "replies", bytes }),
+        }
+    }
+}
+
+/// What is remembered of an idempotency key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRow {
+    /// When a named key is forgotten: an [age](KeyClock::age_ms). A timed key tells its time itself.
+    pub forgotten_at: u64,
+    /// What became of its request.
+    pub reply: ReplyRow,
+}
+
+impl KeyRow {
+    /// The row's key. Timed keys lie in the order of their times.
+    #[must_use]
+    pub fn key(key: &IdempotencyKey) -> Bytes {
+        let mut row = BytesMut::with_capacity(17);
+        match key {
+            IdempotencyKey::Named(name) => {
+                row.put_u8(b'n');
+                row.put_slice(name);
+            }
+            IdempotencyKey::Timed(uuid) => {
+                row.put_u8(b't');
+                row.put_u128(uuid.as_u128());
+            }
+        }
+        row.freeze()
+    }
+
+    /// The first row that a timed key of this time (in milliseconds since 1970), or of a later one,
+    /// can have.
+    #[must_use]
+    pub fn first_at(time_ms: u64) -> Bytes {
+        let mut row = BytesMut::with_capacity(17);
+        row.put_u8(b't');
+        row.put_u128(u128::from(time_ms) << 80);
+        row.freeze()
+    }
+
     /// The row's value.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let mut value = BytesMut::with_capacity(16 + self.reply.len());
-        value.put_u128_le(self.fingerprint.0);
-        value.put_slice(&self.reply);
+        let mut value = BytesMut::with_capacity(8);
+        value.put_u64_le(self.forgotten_at);
+        self.reply.encode_into(&mut value);
         value.freeze()
     }
 
     /// Reads a row's value.
     pub fn decode(mut value: Bytes) -> Result<Self, BadRow> {
-        if value.len() < 16 {
-            return Err(BadRow { table: "replies", bytes: value.len() });
+        if value.len() < 8 {
+            return Err(BadRow { table: "keys", bytes: value.len() });
         }
-        Ok(Self { fingerprint: Fingerprint(value.get_u128_le()), reply: value })
+        Ok(Self { forgotten_at: value.get_u64_le(), reply: ReplyRow::decode(value)? })
+    }
+
+    /// The key of the row, in the table of expiries, that says when the key in this row is
+    /// forgotten: these lie in the order of time, and have no value.
+    #[must_use]
+    pub fn expiry(forgotten_at: u64, row: &[u8]) -> Bytes {
+        let mut key = BytesMut::with_capacity(8 + row.len());
+        key.put_u64(forgotten_at);
+        key.put_slice(row);
+        key.freeze()
+    }
+
+    /// Reads the key of such a row: when, and which.
+    pub fn read_expiry(mut key: Bytes) -> Result<(u64, Bytes), BadRow> {
+        if key.len() < 9 {
+            return Err(BadRow { table: "expiry", bytes: key.len() });
+        }
+        Ok((key.get_u64(), key))
+    }
+}
+
+/// The key of the row, in the table of expiries, that holds the [`KeyClock`].
+pub const KEY_CLOCK: &[u8] = b"";
+
+/// Where the rows of expiries begin.
+pub const FIRST_EXPIRY: &[u8] = &[0];
+
+/// By what idempotency keys age, as every replica knows it. Both only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyClock {
+    /// How long primaries have led this cluster, by their own clocks, in milliseconds.
+    pub age_ms: u64,
+    /// Timed keys from before this time, in milliseconds since 1970, may be forgotten: without a row
+    /// they are refused.
+    pub floor_ms: u64,
+}
+
+impl KeyClock {
+    /// The row's value.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let mut value = BytesMut::with_capacity(16);
+        value.put_u64_le(self.age_ms);
+        value.put_u64_le(self.floor_ms);
+        value.freeze()
+    }
+
+    /// Reads the row's value.
+    pub fn decode(mut value: &[u8]) -> Result<Self, BadRow> {
+        if value.len() != 16 {
+            return Err(BadRow { table: "expiry", bytes: value.len() });
+        }
+        Ok(Self { age_ms: value.get_u64_le(), floor_ms: value.get_u64_le() })
     }
 }
 
@@ -122,11 +254,11 @@ pub fn decode_incarnation(value: Option<&Bytes>) -> Result<Incarnation, BadRow> 
     Ok(Incarnation(u64::from_le_bytes(bytes)))
 }
 
-/// The key of the row that counts the idempotency keys. No idempotency key is empty.
+/// The key of the row that counts the idempotency keys: no other row's key is empty.
 pub const KEY_COUNT: &[u8] = b"";
 
 /// Reads the count of idempotency keys.
-pub fn decode_key_count(value: Option<&Bytes>) -> Result<u64, BadRow> {
+pub fn decode_count(value: Option<&Bytes>) -> Result<u64, BadRow> {
     let Some(value) = value else { return Ok(0) };
     let bytes =
         value.as_ref().try_into().map_err(|_| BadRow { table: "keys", bytes: value.len() })?;

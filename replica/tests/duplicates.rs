@@ -1,197 +1,18 @@
 //! Every row of the duplicate table's verdicts, and the key/value service, on one node.
 
-use std::collections::VecDeque;
+mod solo;
+
 use std::time::Duration;
 
 use bytes::Bytes;
-use onlyonce_replica::{Config, Effect, Event, Mode, Moment, Replica, ReplyTo, Timing};
-use onlyonce_storage::engine::memory::MemoryDisk;
-use onlyonce_storage::{Checkpointer, LogWriter, Options, open};
-use onlyonce_wire::authority::Member;
+use onlyonce_replica::Timing;
 use onlyonce_wire::client::{
     Answer, Compare, Condition, Execute, ExecuteId, Failure, Operation, Outcome, Read, Refusal,
     Request, TxnOutcome, Write,
 };
-use onlyonce_wire::{
-    CallId, IdempotencyKey, Incarnation, OpenedAt, Seq, Session, SessionId, StoreId, codec, limits,
-};
+use onlyonce_wire::{Incarnation, OpenedAt, Seq, Session, SessionId, codec, limits};
 
-/// A lone node whose flushes take place when the test says so.
-struct Solo {
-    disk: MemoryDisk,
-    replica: Replica,
-    log: LogWriter,
-    checkpointer: Checkpointer,
-    flushes: VecDeque<Effect>,
-    replies: Vec<(u64, Answer)>,
-    now: Moment,
-    call: u64,
-}
-
-impl Solo {
-    fn new() -> Self {
-        Self::open(MemoryDisk::new())
-    }
-
-    fn open(disk: MemoryDisk) -> Self {
-        let opened = open(disk.disk(), &Options::new(7)).expect("opens");
-        let (store, name, none) = (StoreId(7), "n1".to_owned(), String::new());
-        let me = Member { store, name, client_address: none.clone(), peer_address: none };
-        let config = Config { checkpoint_bytes: 1 << 20, ..Config::new(me, Mode::Lone, 1) };
-        let now = Moment(1_000_000_000);
-        let (replica, effects) =
-            Replica::new(config, opened.state, &opened.state_bytes, now).expect("starts");
-        let mut solo = Self {
-            disk,
-            replica,
-            log: opened.log,
-            checkpointer: opened.checkpointer,
-            flushes: VecDeque::new(),
-            replies: Vec::new(),
-            now,
-            call: 0,
-        };
-        solo.sort(effects);
-        solo.flush();
-        assert!(solo.replica.status().serving, "a lone node serves at once");
-        solo
-    }
-
-    /// What a kill leaves behind, opened again.
-    fn reopen(self) -> Self {
-        let disk = self.disk.clone();
-        drop(self);
-        disk.crash(1);
-        Self::open(disk)
-    }
-
-    fn give(&mut self, event: Event) {
-        let effects = self.replica.step(self.now, event);
-        self.sort(effects);
-    }
-
-    fn sort(&mut self, effects: Vec<Effect>) {
-        for effect in effects {
-            match effect {
-                Effect::Reply { to, answer } => self.replies.push((to.call.0, answer)),
-                Effect::Persist(_) | Effect::Save { .. } | Effect::Checkpoint(_) => {
-                    self.flushes.push_back(effect);
-                }
-                Effect::Release(_) => {}
-                other => panic!("a lone node asks for {other:?}"),
-            }
-        }
-    }
-
-    fn flush(&mut self) {
-        self.give(Event::Drained);
-        while let Some(effect) = self.flushes.pop_front() {
-            let event = match effect {
-                Effect::Persist(record) => {
-                    let index = record.index;
-                    self.log.append(&[record]).expect("append");
-                    Event::Persisted { index }
-                }
-                Effect::Save { state } => {
-                    self.log.save(&state).expect("save");
-                    Event::Saved
-                }
-                Effect::Checkpoint(generation) => {
-                    Event::Checkpointed(self.checkpointer.fold(&generation).expect("fold"))
-                }
-                other => unreachable!("{other:?} is no flush"),
-            };
-            self.give(event);
-        }
-    }
-
-    /// Asks without waiting; returns the call.
-    fn ask(&mut self, request: Request) -> u64 {
-        self.call += 1;
-        let from = ReplyTo { connection: 1, call: CallId(self.call) };
-        self.give(Event::Request { from, request });
-        self.call
-    }
-
-    fn answer_to(&mut self, call: u64) -> Option<Answer> {
-        let at = self.replies.iter().position(|(answered, _)| *answered == call)?;
-        Some(self.replies.remove(at).1)
-    }
-
-    /// Asks, flushes, and returns the answer.
-    fn call(&mut self, request: Request) -> Answer {
-        let call = self.ask(request);
-        self.flush();
-        self.answer_to(call).expect("an answer after the flush")
-    }
-
-    fn session(&mut self, id: u128) -> Session {
-        let session = SessionId(id);
-        match self.call(Request::Open { incarnation: Incarnation(1), session }) {
-            Answer::Opened { opened_at } => Session { id: session, opened_at },
-            other => panic!("opening a session: {other:?}"),
-        }
-    }
-
-    fn run(&mut self, operation: &Operation) -> Outcome {
-        let key = format!("once-{}", self.call);
-        outcome(&self.call(keyed(&key, operation))).0
-    }
-
-    fn get(&mut self, key: &str) -> Option<String> {
-        match self.call(Request::Read(Read::Get { key: text(key) })) {
-            Answer::Read(Outcome::Value(value)) => {
-                value.map(|value| String::from_utf8(value.to_vec()).expect("text"))
-            }
-            other => panic!("a get: {other:?}"),
-        }
-    }
-}
-
-fn text(text: &str) -> Bytes {
-    Bytes::copy_from_slice(text.as_bytes())
-}
-
-fn incr(key: &str, by: i64) -> Operation {
-    Operation::Write(Write::Incr { key: text(key), by })
-}
-
-fn put(key: &str, value: &str) -> Write {
-    Write::Put { key: text(key), value: text(value) }
-}
-
-fn request(session: Session, seq: u64, first_unacked: u64, operation: &Operation) -> Request {
-    Request::Execute(Execute {
-        incarnation: Incarnation(1),
-        id: ExecuteId::Session { session, seq: Seq(seq), first_unacked: Seq(first_unacked) },
-        operation: codec::encode(operation).into(),
-    })
-}
-
-fn keyed(key: &str, operation: &Operation) -> Request {
-    Request::Execute(Execute {
-        incarnation: Incarnation(1),
-        id: ExecuteId::Key(IdempotencyKey::new(text(key)).expect("a key")),
-        operation: codec::encode(operation).into(),
-    })
-}
-
-fn outcome(answer: &Answer) -> (Outcome, bool) {
-    match answer {
-        Answer::Executed { reply, replayed } => (
-            codec::decode::<Outcome, { limits::REPLY_BYTES_MAX }>(reply).expect("an outcome"),
-            *replayed,
-        ),
-        other => panic!("not executed: {other:?}"),
-    }
-}
-
-fn refusal(answer: Answer) -> Refusal {
-    match answer {
-        Answer::Refused(refusal) => refusal,
-        other => panic!("not refused: {other:?}"),
-    }
-}
+use solo::{Solo, incr, keyed, outcome, put, refusal, request, text};
 
 /// A repeated request gets the byte-identical reply, marked `replayed`, also after a crash; the
 /// effect is there once.
@@ -353,10 +174,10 @@ fn idle_sessions_expire_by_a_logged_entry() {
     let (idle, used) = (node.session(1), node.session(2));
     node.call(request(idle, 1, 1, &incr("n", 1)));
     node.now = node.now.after(Timing::default().session_idle.mul_f64(0.999));
-    node.give(Event::Tick);
+    node.tick();
     node.call(request(used, 1, 1, &incr("n", 1)));
     node.now = node.now.after(Duration::from_secs(2));
-    node.give(Event::Tick);
+    node.tick();
     node.flush();
     assert_eq!(node.replica.status().sessions, 1);
     let late = refusal(node.call(request(idle, 1, 1, &incr("n", 1))));
@@ -375,7 +196,7 @@ fn a_pending_request_keeps_its_session() {
     let session = node.session(1);
     let call = node.ask(request(session, 1, 1, &incr("n", 1)));
     node.now = node.now.after(Timing::default().session_idle * 2);
-    node.give(Event::Tick);
+    node.tick();
     node.flush();
     let answer = node.answer_to(call).expect("answered");
     assert_eq!(outcome(&answer).0, Outcome::Integer(1));

@@ -47,7 +47,7 @@ fn keyed(incarnation: Incarnation, key: &str) -> Request {
 }
 
 fn executed(answer: Option<Answer>) -> (Outcome, bool) {
-    let Some(Answer::Executed { reply, replayed }) = answer else { panic!("{answer:?}") };
+    let Some(Answer::Executed { reply, replayed, .. }) = answer else { panic!("{answer:?}") };
     (codec::decode::<_, 1024>(&reply).expect("an outcome"), replayed)
 }
 

@@ -304,7 +304,11 @@ impl Client {
                 Some(outcome)
             }
             Answer::Read(outcome) => Some(outcome),
-            Answer::Alive | Answer::Status(_) => None,
+            Answer::Alive
+            | Answer::Fate { .. }
+            | Answer::Sessions { .. }
+            | Answer::Session(_)
+            | Answer::Status(_) => None,
         };
         if let (Purpose::Execute { operation, .. } | Purpose::Read { operation }, Some(outcome)) =
             (purpose, told)

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
+use onlyonce_replica::KeyRow;
 use onlyonce_storage::{Entry, Index, Record, State, Table};
 use onlyonce_wire::client::{ExecuteId, Fingerprint};
 use onlyonce_wire::{OpenedAt, Session, SessionId};
@@ -90,7 +91,10 @@ impl Fold {
 
     /// I5, P5: a request runs once, and never in a session that is not open or below its watermark.
     fn execute(&mut self, index: Index, table: Table, key: &Bytes, value: &Bytes) -> Finding {
-        let (fingerprint, reply) = value.split_at_checked(16).ok_or("a duplicate row is short")?;
+        // A key's row says first when it is forgotten.
+        let saved = value.get(if table == Table::Keys { 8 } else { 0 }..);
+        let (fingerprint, reply) =
+            saved.and_then(|it| it.split_at_checked(16)).ok_or("a duplicate row is short")?;
         let fingerprint =
             Fingerprint(u128::from_le_bytes(fingerprint.try_into().expect("16 bytes")));
         let executed = Executed { index, fingerprint, reply: Bytes::copy_from_slice(reply) };
@@ -167,7 +171,8 @@ impl Fold {
     /// What came of a request, if it was executed.
     pub fn executed(&self, id: &ExecuteId) -> Option<&Executed> {
         let key = match id {
-            ExecuteId::Key(key) => (Table::Keys, key.as_bytes().clone()),
+            ExecuteId::Anonymous => return None,
+            ExecuteId::Key(key) => (Table::Keys, KeyRow::key(key)),
             ExecuteId::Session { session, seq, .. } => {
                 let key = [session.id.0.to_be_bytes().as_slice(), &seq.0.to_be_bytes()].concat();
                 (Table::Replies, key.into())

@@ -140,11 +140,16 @@ pub fn request(request: &Request) -> String {
                 ExecuteId::Session { seq, first_unacked, .. } => {
                     format!("execute seq {seq} (all below {first_unacked} seen): {what}")
                 }
-                ExecuteId::Key(key) => format!("execute key {key:?}: {what}"),
+                ExecuteId::Key(key) => format!("execute key {key}: {what}"),
+                ExecuteId::Anonymous => format!("execute: {what}"),
             }
         }
         Request::Read(Read::Get { key }) => format!("get {}", key.escape_ascii()),
         Request::Read(Read::Scan { .. }) => "scan".to_owned(),
+        Request::Outcome(question) => format!("outcome of {:?}", question.id),
+        Request::Cancel(question) => format!("cancel {:?}", question.id),
+        Request::Sessions { .. } => "list sessions".to_owned(),
+        Request::Session(session) => format!("show session {session}"),
         Request::Status => "status".to_owned(),
     }
 }
@@ -155,13 +160,16 @@ pub fn answer(answer: &Answer) -> String {
         Answer::Opened { opened_at } => format!("opened at {opened_at}"),
         Answer::Closed => "closed".to_owned(),
         Answer::Alive => "alive".to_owned(),
-        Answer::Executed { reply, replayed } => {
+        Answer::Executed { reply, replayed, .. } => {
             let outcome = codec::decode::<Outcome, 65_536>(reply);
             let outcome = outcome.map_or_else(|error| error.to_string(), |it| format!("{it:?}"));
             let how = if *replayed { "executed before" } else { "executed" };
             format!("{how}: {outcome}")
         }
         Answer::Read(outcome) => format!("read {outcome:?}"),
+        Answer::Fate { fate, .. } => format!("fate: {fate:?}"),
+        Answer::Sessions { sessions, .. } => format!("{} sessions", sessions.len()),
+        Answer::Session(session) => format!("session: {session:?}"),
         Answer::Status(_) => "status".to_owned(),
         Answer::Refused(refusal) => format!("refused: {refusal}"),
         Answer::NotPrimary { view, .. } => format!("not the primary (view {view})"),

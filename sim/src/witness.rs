@@ -99,7 +99,7 @@ fn check(copy: &Copy, answer: &Answer, ledger: &Ledger) -> Finding {
             Request::Close { session, .. } | Request::KeepAlive { session, .. },
             Answer::Refused(Refusal::SessionExpired),
         ) => is_over(ledger, *session),
-        (Request::Execute(execute), Answer::Executed { reply, replayed }) => {
+        (Request::Execute(execute), Answer::Executed { reply, replayed, .. }) => {
             check_executed(copy, execute, reply, *replayed, ledger)
         }
         (Request::Execute(execute), Answer::Refused(refusal)) => {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use onlyonce_replica::{Effect, Event, PeerMessage, ReadId, Replica, ReplyTo};
+use onlyonce_replica::{Effect, Event, PeerMessage, ReadId, Replica, ReplyTo, WallTime};
 use onlyonce_wire::StoreId;
 use onlyonce_wire::authority::{Register, Revision, Versioned};
 use onlyonce_wire::client::{Answer, Request};
@@ -24,6 +24,8 @@ use crate::witness::Copies;
 pub(crate) const TICK: Span = 5 * MILLISECOND;
 /// How long a healed world may take until everything is answered and everybody is a replica.
 const HEALING: Span = 120 * SECOND;
+/// When the world begins, in milliseconds since 1970.
+const WALL: u64 = 1_700_000_000_000;
 
 /// Something that will happen.
 pub enum Happening {
@@ -197,7 +199,8 @@ impl World {
             Happening::Tick { node, generation } => {
                 if self.nodes[node].generation == generation {
                     self.agenda.schedule(TICK, Happening::Tick { node, generation });
-                    return self.give(node, Event::Tick);
+                    let wall = WallTime(WALL + self.agenda.now() / MILLISECOND);
+                    return self.give(node, Event::Tick(wall));
                 }
             }
             Happening::Drained { node, generation } => {

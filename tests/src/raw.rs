@@ -308,7 +308,7 @@ pub fn get(nodes: &[SocketAddr], key: &str) -> Option<String> {
 #[track_caller]
 pub fn executed(answer: Answer) -> (Bytes, bool) {
     match answer {
-        Answer::Executed { reply, replayed } => (reply, replayed),
+        Answer::Executed { reply, replayed, .. } => (reply, replayed),
         other => panic!("not executed: {other:?}"),
     }
 }

@@ -62,7 +62,7 @@ fn a_woken_primary_serves_nothing_of_its_own() {
             match early.receive(call) {
                 Err(_) => woken.unanswered += 1,
                 Ok(Answer::AskAgain | Answer::NotPrimary { .. }) => woken.refused += 1,
-                Ok(Answer::Executed { reply: again, replayed: true }) if again == reply => {
+                Ok(Answer::Executed { reply: again, replayed: true, .. }) if again == reply => {
                     woken.up_to_date += 1;
                 }
                 Ok(other) => panic!("a write that ran elsewhere was answered with {other:?}"),

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::limits;
 
@@ -147,43 +148,81 @@ impl fmt::Display for Session {
 
 /// A name for one request that the caller chose, so that any process may retry it.
 ///
-/// Never empty and at most [`limits::IDEMPOTENCY_KEY_BYTES_MAX`] bytes: the constructor refuses
-/// anything else, and a server checks again what comes from the network with [`Self::check`].
+/// All clients of a cluster share their keys: two requests with one key are one request, or, with
+/// different content, a mistake that is refused.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct IdempotencyKey(Bytes);
+pub enum IdempotencyKey {
+    /// Any text or bytes: 1 to [`limits::IDEMPOTENCY_KEY_BYTES_MAX`] of them. Once the cluster has
+    /// forgotten it, which a reply says how long it will not, it is like a new one.
+    Named(Bytes),
+    /// A UUID of version 7 (RFC 9562), which begins with the time when it was made. Once the cluster
+    /// has forgotten it, it is refused, and never taken for a new one.
+    Timed(Uuid),
+}
 
 impl IdempotencyKey {
-    /// Takes `key` as an idempotency key.
+    /// Takes `key` as an idempotency key: a timed one if it is the usual text of a `UUIDv7`, such as
+    /// `01890a5d-ac96-774b-bcce-b302099a8057`.
     ///
     /// # Errors
     /// When it is empty or longer than [`limits::IDEMPOTENCY_KEY_BYTES_MAX`].
     pub fn new(key: impl Into<Bytes>) -> Result<Self, IdempotencyKeyError> {
-        let key = Self(key.into());
+        let key = key.into();
+        let uuid = (key.len() == uuid::fmt::Hyphenated::LENGTH)
+            .then(|| Uuid::try_parse_ascii(&key).ok())
+            .flatten()
+            .filter(is_timed);
+        let key = uuid.map_or(Self::Named(key), Self::Timed);
         key.check()?;
         Ok(key)
     }
 
-    /// Checks the length of a key that was decoded rather than constructed.
+    /// A timed key that nobody else has, if `random` is: made at `now_ms`, in milliseconds since
+    /// 1970.
+    #[must_use]
+    pub fn fresh(now_ms: u64, random: [u8; 10]) -> Self {
+        Self::Timed(uuid::Builder::from_unix_timestamp_millis(now_ms, &random).into_uuid())
+    }
+
+    /// Checks a key that was decoded rather than constructed.
     pub fn check(&self) -> Result<(), IdempotencyKeyError> {
-        match self.0.len() {
-            0 => Err(IdempotencyKeyError::Empty),
-            bytes if bytes > limits::IDEMPOTENCY_KEY_BYTES_MAX => {
-                Err(IdempotencyKeyError::TooLong { bytes })
+        match self {
+            Self::Named(name) if name.is_empty() => Err(IdempotencyKeyError::Empty),
+            Self::Named(name) if name.len() > limits::IDEMPOTENCY_KEY_BYTES_MAX => {
+                Err(IdempotencyKeyError::TooLong { bytes: name.len() })
             }
-            _ => Ok(()),
+            Self::Timed(uuid) if !is_timed(uuid) => Err(IdempotencyKeyError::NoTime),
+            Self::Named(_) | Self::Timed(_) => Ok(()),
         }
     }
 
-    /// The key's bytes.
+    /// When a timed key was made, in milliseconds since 1970; none for a named one.
     #[must_use]
-    pub fn as_bytes(&self) -> &Bytes {
-        &self.0
+    pub fn time_ms(&self) -> Option<u64> {
+        match self {
+            Self::Named(_) => None,
+            Self::Timed(uuid) => Some((uuid.as_u128() >> 80) as u64),
+        }
+    }
+}
+
+/// Whether a UUID begins with a time.
+fn is_timed(uuid: &Uuid) -> bool {
+    uuid.get_version_num() == 7 && uuid.get_variant() == uuid::Variant::RFC4122
+}
+
+impl fmt::Display for IdempotencyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(name) => name.escape_ascii().fmt(f),
+            Self::Timed(uuid) => uuid.fmt(f),
+        }
     }
 }
 
 impl fmt::Debug for IdempotencyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "IdempotencyKey({})", self.0.escape_ascii())
+        write!(f, "IdempotencyKey({self})")
     }
 }
 
@@ -202,6 +241,9 @@ pub enum IdempotencyKeyError {
         /// Its length.
         bytes: usize,
     },
+    /// Sent as a timed key, which it is not.
+    #[error("a timed idempotency key must be a UUID of version 7")]
+    NoTime,
 }
 
 #[cfg(test)]
@@ -226,5 +268,29 @@ mod tests {
         assert!(IdempotencyKey::new(longest.clone()).is_ok());
         let too_long = [longest, vec![b'k']].concat();
         assert!(matches!(IdempotencyKey::new(too_long), Err(IdempotencyKeyError::TooLong { .. })));
+    }
+
+    /// A `UUIDv7` in its usual text, in either case, is a timed key; nothing else is.
+    #[test]
+    fn timed_keys_are_told_by_their_shape() {
+        let text = "01890a5d-ac96-774b-bcce-b302099a8057";
+        let key = IdempotencyKey::new(text).expect("a fine key");
+        assert_eq!(key.time_ms(), Some(0x0189_0a5d_ac96));
+        assert_eq!(key.to_string(), text);
+        assert_eq!(IdempotencyKey::new(text.to_uppercase()), Ok(key));
+        for named in [
+            "01890a5dac96774bbcceb302099a8057",
+            "01890a5d-ac96-474b-bcce-b302099a8057",
+            "01890a5d-ac96-774b-7cce-b302099a8057",
+            "01890a5d-ac96-774b-bcce-b302099a805g",
+        ] {
+            let key = IdempotencyKey::new(named).expect("a fine key");
+            assert_eq!(key.time_ms(), None, "{named}");
+            assert_eq!(key.to_string(), named);
+        }
+        assert_eq!(IdempotencyKey::fresh(77, [0xff; 10]).time_ms(), Some(77));
+        assert_eq!(IdempotencyKey::fresh(77, [0xff; 10]).check(), Ok(()));
+        let foreign = IdempotencyKey::Timed(Uuid::from_u128(7));
+        assert_eq!(foreign.check(), Err(IdempotencyKeyError::NoTime));
     }
 }

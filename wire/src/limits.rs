@@ -27,6 +27,11 @@ pub const SCAN_ROWS_MAX: usize = 10_000;
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 /// The most idempotency keys that a cluster remembers.
 pub const IDEMPOTENCY_KEYS_MAX: u64 = 10_000_000;
+/// How far a timed idempotency key may be ahead of the primary's clock: it is remembered for longer
+/// by as much.
+pub const KEY_AHEAD_MAX: Duration = Duration::from_secs(3_600);
+/// The most sessions that one answer tells of.
+pub const SESSIONS_LISTED_MAX: usize = 1_000;
 
 /// How far a session's newest request may be ahead of its oldest unacknowledged one.
 pub const WINDOW: u64 = 1_024;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use onlyonce_client::{Client, Error, ExecuteId, Handle, Unresolved, UnresolvedReason};
+use onlyonce_client::{Client, Error, ExecuteId, Handle, RequestId, Unresolved, UnresolvedReason};
 use onlyonce_wire::Seq;
 use onlyonce_wire::View;
 use onlyonce_wire::client::{Answer, Fingerprint, Operation, Request, Write};
@@ -43,9 +43,9 @@ async fn a_request_without_an_answer_is_unresolved() {
     let error = client.incr("n", 1).await.expect_err("no answer");
     let unresolved = unresolved(error);
     assert_eq!(*unresolved.reason(), UnresolvedReason::Deadline(DEADLINE));
-    let (session, seq, first_unacked) = node.executes()[0].place().expect("in a session");
+    let (session, seq, _) = node.executes()[0].place().expect("in a session");
     let handle = unresolved.handle();
-    assert_eq!(*handle.id(), ExecuteId::Session { session, seq, first_unacked });
+    assert_eq!(*handle.id(), RequestId::Seq { session, seq });
     assert_eq!(handle.cluster(), Some(CLUSTER));
     let operation = Operation::Write(Write::Incr { key: "n".into(), by: 1 });
     assert_eq!(handle.fingerprint(), Fingerprint::of(&codec::encode(&operation)));
@@ -172,6 +172,6 @@ async fn one_shot_requests_have_handles_too() {
     let client = builder([&node]).one_shot().deadline(DEADLINE).build().expect("an address");
     let unresolved = unresolved(client.incr("n", 1).await.expect_err("no answer"));
     let sent = node.executes()[0].execute().expect("an execute").id.clone();
-    assert_eq!(*unresolved.handle().id(), sent);
+    assert_eq!(Some(unresolved.handle().id()), sent.request().as_ref());
     assert!(matches!(sent, ExecuteId::Key(_)));
 }

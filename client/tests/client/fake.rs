@@ -69,7 +69,7 @@ impl Received {
             ExecuteId::Session { session, seq, first_unacked } => {
                 Some((session, seq, first_unacked))
             }
-            ExecuteId::Key(_) => None,
+            ExecuteId::Key(_) | ExecuteId::Anonymous => None,
         }
     }
 }
@@ -125,6 +125,10 @@ impl Model {
                 let rows = self.values.clone().into_iter().collect();
                 Answer::Read(Outcome::Rows { rows, next: None })
             }
+            Request::Outcome(_)
+            | Request::Cancel(_)
+            | Request::Sessions { .. }
+            | Request::Session(_) => panic!("nobody asks the model that: {request:?}"),
             Request::Status => Answer::Status(Box::new(status())),
         }
     }
@@ -136,6 +140,7 @@ impl Model {
         }
         let name = match &execute.id {
             ExecuteId::Key(key) => format!("{key:?}"),
+            ExecuteId::Anonymous => panic!("nobody sends a request without an id"),
             ExecuteId::Session { session, seq, first_unacked } => {
                 let Some(watermark) = self.sessions.get_mut(session) else {
                     return Answer::Refused(Refusal::SessionExpired);
@@ -148,14 +153,14 @@ impl Model {
             }
         };
         if let Some(reply) = self.ran.get(&name) {
-            return Answer::Executed { reply: reply.clone(), replayed: true };
+            return Answer::Executed { reply: reply.clone(), replayed: true, kept_for_ms: None };
         }
         let operation = codec::decode::<Operation, OPERATION_BYTES_MAX>(&execute.operation);
         let outcome = self.apply(operation.expect("an operation"));
         let reply = Bytes::from(codec::encode(&outcome));
         self.ran.insert(name, reply.clone());
         self.executed += 1;
-        Answer::Executed { reply, replayed: false }
+        Answer::Executed { reply, replayed: false, kept_for_ms: None }
     }
 
     fn apply(&mut self, operation: Operation) -> Outcome {

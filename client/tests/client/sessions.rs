@@ -202,7 +202,7 @@ async fn one_shot_requests_have_keys() {
     assert_eq!(executes[0].bytes, executes[1].bytes);
     let key = |copy: &Received| match copy.execute().expect("an execute").id.clone() {
         ExecuteId::Key(key) => key,
-        ExecuteId::Session { .. } => panic!("a session"),
+        ExecuteId::Session { .. } | ExecuteId::Anonymous => panic!("no key"),
     };
     assert_ne!(key(&executes[1]), key(&executes[2]));
     assert!(model.lock().expect("kept rules").sessions.is_empty());

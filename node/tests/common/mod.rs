@@ -199,7 +199,7 @@ impl Connection {
         let operation = Bytes::from(encode(operation));
         let execute = Execute { incarnation: Incarnation(1), id, operation };
         match self.call(Request::Execute(execute)) {
-            Answer::Executed { reply, replayed } => {
+            Answer::Executed { reply, replayed, .. } => {
                 (decode::<_, CLIENT_FRAME_BYTES_MAX>(&reply).expect("an outcome"), replayed)
             }
             other => panic!("not executed: {other:?}"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use onlyonce_replica::{
     Config, Effect, Event, FeedId, Mode, Moment, PeerMessage, Piece, ProposalResult, ReadId,
-    Replica, ReplyTo, SnapshotId,
+    Replica, ReplyTo, SnapshotId, WallTime,
 };
 use onlyonce_storage::engine::memory::MemoryDisk;
 use onlyonce_storage::{
@@ -17,6 +17,9 @@ use onlyonce_storage::{
 use onlyonce_wire::authority::{Member, Register, Revision, Versioned};
 use onlyonce_wire::client::{Answer, Execute, ExecuteId, Operation, Request, Write};
 use onlyonce_wire::{CallId, ClusterId, IdempotencyKey, Incarnation, ProposalId, StoreId, codec};
+
+/// What every calendar says.
+const WALL: WallTime = WallTime(1_700_000_000_000);
 
 pub fn member(number: u128) -> Member {
     Member {
@@ -296,7 +299,7 @@ impl Node {
 
     pub fn tick(&mut self, milliseconds: u64) {
         self.now = self.now.after(Duration::from_millis(milliseconds));
-        self.give(Event::Tick);
+        self.give(Event::Tick(WALL));
     }
 
     pub fn hear(&mut self, message: PeerMessage) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use onlyonce_replica::{
     Config, Effect, Event, Mode, Moment, PeerMessage, ProposalResult, ReadId, Replica, ReplyTo,
-    Timing,
+    Timing, WallTime,
 };
 use onlyonce_storage::engine::memory::MemoryDisk;
 use onlyonce_storage::{Checkpointer, Generation, LogWriter, Options, Table, open};
@@ -19,6 +19,9 @@ use onlyonce_wire::client::{Answer, Execute, ExecuteId, Operation, Outcome, Requ
 use onlyonce_wire::{CallId, Incarnation, OpenedAt, Seq, Session, SessionId, StoreId, codec};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+
+/// What every calendar says.
+const WALL: WallTime = WallTime(1_700_000_000_000);
 
 /// How unkind the surroundings are.
 #[derive(Clone, Copy, Debug)]
@@ -393,7 +396,7 @@ impl Testbed {
                 let millis = self.rng.random_range(0..5);
                 self.now = self.now.after(Duration::from_millis(millis));
                 for at in 0..nodes {
-                    self.give(at, Event::Tick);
+                    self.give(at, Event::Tick(WALL));
                 }
                 self.drive_clients();
             }

@@ -1,0 +1,47 @@
+//! What an open primary forgets, and when: idle sessions, and idempotency keys. Each by logged entries
+//! of bounded size, so that all replicas forget the same.
+
+use std::time::Duration;
+
+use onlyonce_storage::Entry;
+use onlyonce_storage::limits::OVERLAY_BYTES_MAX;
+
+use crate::marks::Mark;
+use crate::replica::{Replica, Role, Stop};
+
+impl Replica {
+    /// Logs how time goes on for idempotency keys, and forgets those that are due.
+    pub(crate) fn forget_keys(&mut self) -> Result<(), Stop> {
+        /// Keys are forgotten in small steps, so that no record grows large.
+        const FORGOTTEN_AT_ONCE: usize = 256;
+        if self.state.overlay_bytes() > OVERLAY_BYTES_MAX {
+            return Ok(());
+        }
+        let (now, wall, index) = (self.now, self.wall(), self.open_index());
+        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
+        let Some(table) = &mut primary.table else { return Ok(()) };
+        let advanced = table.keys_mut().advance(now, wall, index);
+        let forgotten = table.keys_mut().sweep(&self.state, FORGOTTEN_AT_ONCE)?;
+        let entries = advanced.into_iter().chain(forgotten).map(|effects| Entry { effects });
+        entries.into_iter().try_for_each(|entry| self.add_entry(entry))
+    }
+
+    pub(crate) fn expire_sessions(&mut self) -> Result<(), Stop> {
+        /// Sessions expire in small steps, so that no record grows large.
+        const EXPIRED_AT_ONCE: usize = 64;
+        const INTERVAL: Duration = Duration::from_millis(500);
+        let now = self.now;
+        let idle = self.config.timing.session_idle;
+        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
+        if now.since(primary.last_expiry) < INTERVAL {
+            return Ok(());
+        }
+        primary.last_expiry = now;
+        let Some(table) = &mut primary.table else { return Ok(()) };
+        let expired = table.expire(&self.state, now, idle, EXPIRED_AT_ONCE)?;
+        if !expired.is_empty() {
+            self.marks.hit(Mark::SessionExpired);
+        }
+        expired.into_iter().try_for_each(|effects| self.add_entry(Entry { effects }))
+    }
+}

@@ -1,0 +1,293 @@
+//! Idempotency keys: what ran under them, and when they are forgotten.
+//!
+//! Their rows are part of the duplicate table ([`rows`](crate::rows)); this is what an open primary
+//! knows beside them. Forgetting needs a notion of time, and no clock can be trusted with much:
+//!
+//! - *Age*: for how long primaries have led the cluster, each by its own monotonic clock, added up in
+//!   the log ([`KeyClock`]). What a primary did not log before it died is not counted, so time only
+//!   ever goes too slowly. A **named** key is forgotten when the age has grown by the retention, and
+//!   a reply says how long that will be. No wall clock has a say in it.
+//! - *Floor*: a wall time below which **timed** keys may be forgotten. A timed key above it that has
+//!   no row never ran; one below it that has no row is refused (`Forgotten`), by every primary: the
+//!   floor is logged and never falls. It follows a retention behind the primary's wall clock, but
+//!   rises at most twice as fast as the age, so that a wrong clock does no harm for as long as it
+//!   takes to notice.
+//!
+//! Rows go by entries of bounded size, like everything else, and only once the clock that makes them
+//! due is logged.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use onlyonce_storage::{Effect, Index, State, Table};
+use onlyonce_wire::client::{Answer, Limit, Refusal};
+use onlyonce_wire::{IdempotencyKey, limits};
+
+use crate::Stop;
+use crate::duplicates::{Found, Verdict, delete, put};
+use crate::event::{Moment, WallTime};
+use crate::rows::{FIRST_EXPIRY, KEY_CLOCK, KEY_COUNT, KeyClock, KeyRow, ReplyRow, decode_count};
+
+/// The clock is logged so many times in a retention, but neither too often nor too rarely.
+const LOGGED_PER_RETENTION: u32 = 64;
+const LOGGED_AFTER_MIN: Duration = Duration::from_millis(100);
+const LOGGED_AFTER_MAX: Duration = Duration::from_secs(60);
+/// The floor rises at most so many times as fast as the age.
+const FLOOR_PER_AGE: u64 = 2;
+
+/// What an open primary knows of idempotency keys beside their rows.
+pub(crate) struct Keys {
+    count: u64,
+    retention: Duration,
+    /// As it was logged last; none before the first time.
+    clock: Option<KeyClock>,
+    /// The entry that logged it.
+    clock_index: Index,
+    /// From here on this primary's own clock adds to the age.
+    since: Moment,
+    /// Where the next look for rows that are due begins; nothing due is before.
+    sweep: Sweep,
+}
+
+struct Sweep {
+    timed: Bytes,
+    named: Bytes,
+    /// Whether there may be some.
+    is_due: bool,
+}
+
+impl Keys {
+    pub(crate) fn load(state: &State, now: Moment, retention: Duration) -> Result<Self, Stop> {
+        let count = state.get(Table::Keys, KEY_COUNT)?.value;
+        let clock = state.get(Table::Expiry, KEY_CLOCK)?.value;
+        Ok(Self {
+            count: decode_count(count.as_ref())?,
+            retention,
+            clock: clock.map(|clock| KeyClock::decode(&clock)).transpose()?,
+            clock_index: Index::ZERO,
+            since: now,
+            sweep: Sweep {
+                timed: KeyRow::first_at(0),
+                named: Bytes::from_static(FIRST_EXPIRY),
+                is_due: true,
+            },
+        })
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
+    fn clock(&self) -> KeyClock {
+        self.clock.unwrap_or_default()
+    }
+
+    /// What is not yet logged of the age, in milliseconds.
+    fn unlogged_ms(&self, now: Moment) -> u64 {
+        milliseconds(now.since(self.since))
+    }
+
+    /// For how long a key is remembered at least, in milliseconds.
+    fn kept_for_ms(&self, now: Moment, key: &IdempotencyKey, row: &KeyRow) -> u64 {
+        let KeyClock { age_ms, floor_ms } = self.clock();
+        let unlogged = self.unlogged_ms(now);
+        match key.time_ms() {
+            None => row.forgotten_at.saturating_sub(age_ms + unlogged),
+            Some(time) => (time.saturating_sub(floor_ms) / FLOOR_PER_AGE).saturating_sub(unlogged),
+        }
+    }
+
+    pub(crate) fn find(
+        &self,
+        state: &State,
+        now: Moment,
+        key: &IdempotencyKey,
+    ) -> Result<Found, Stop> {
+        if let Err(error) = key.check() {
+            return Ok(Found::Told(Verdict::NotNow(Refusal::Invalid(error.to_string()))));
+        }
+        let saved = state.get(Table::Keys, &KeyRow::key(key))?;
+        if let Some(value) = saved.value {
+            let row = KeyRow::decode(value)?;
+            let kept_for_ms = Some(self.kept_for_ms(now, key, &row));
+            return Ok(Found::Saved { reply: row.reply, kept_for_ms, index: saved.index });
+        }
+        let rests_on = saved.index.max(self.clock_index);
+        if key.time_ms().is_some_and(|time| time < self.clock().floor_ms) {
+            let answer = Answer::Refused(Refusal::Forgotten);
+            return Ok(Found::Told(Verdict::Known { answer, rests_on }));
+        }
+        Ok(Found::Absent { rests_on })
+    }
+
+    /// Why a key that is not known cannot be remembered now.
+    pub(crate) fn refuses(&self, wall: WallTime, key: &IdempotencyKey) -> Option<Refusal> {
+        let ahead = key.time_ms().map_or(0, |time| time.saturating_sub(wall.0));
+        let most = limits::KEY_AHEAD_MAX;
+        if ahead > milliseconds(most) {
+            return Some(Refusal::Invalid(format!(
+                "the idempotency key's time is {} s ahead of this node's clock, at most {} s are allowed: set the clocks of the client and of the nodes",
+                ahead / 1_000,
+                most.as_secs()
+            )));
+        }
+        (self.count >= limits::IDEMPOTENCY_KEYS_MAX)
+            .then_some(Refusal::Busy(Limit::IdempotencyKeys))
+    }
+
+    /// Remembers what became of a request. Returns for how long at least, in milliseconds.
+    pub(crate) fn record(
+        &mut self,
+        now: Moment,
+        key: &IdempotencyKey,
+        reply: ReplyRow,
+        effects: &mut Vec<Effect>,
+    ) -> u64 {
+        let forgotten_at =
+            self.clock().age_ms + self.unlogged_ms(now) + milliseconds(self.retention);
+        let row = KeyRow { forgotten_at, reply };
+        let name = KeyRow::key(key);
+        if key.time_ms().is_none() {
+            put(effects, Table::Expiry, KeyRow::expiry(forgotten_at, &name), Bytes::new());
+        }
+        put(effects, Table::Keys, name, row.encode());
+        self.count += 1;
+        self.put_count(effects);
+        self.kept_for_ms(now, key, &row)
+    }
+
+    fn put_count(&self, effects: &mut Vec<Effect>) {
+        let count = Bytes::copy_from_slice(&self.count.to_le_bytes());
+        put(effects, Table::Keys, Bytes::from_static(KEY_COUNT), count);
+    }
+
+    /// Logs how time went on, in the entry at `index`, if it is time to.
+    pub(crate) fn advance(
+        &mut self,
+        now: Moment,
+        wall: WallTime,
+        index: Index,
+    ) -> Option<Vec<Effect>> {
+        let due = (self.retention / LOGGED_PER_RETENTION).clamp(LOGGED_AFTER_MIN, LOGGED_AFTER_MAX);
+        let target = wall.0.saturating_sub(milliseconds(self.retention));
+        let clock = match self.clock {
+            // Nothing ran before, so nothing can be forgotten.
+            None => KeyClock { age_ms: 0, floor_ms: target },
+            Some(_) if now.since(self.since) < due => return None,
+            Some(KeyClock { age_ms, floor_ms }) => {
+                let passed = self.unlogged_ms(now);
+                let most = floor_ms + passed * FLOOR_PER_AGE;
+                KeyClock { age_ms: age_ms + passed, floor_ms: target.min(most).max(floor_ms) }
+            }
+        };
+        let passed = clock.age_ms - self.clock().age_ms;
+        self.since = self.since.after(Duration::from_millis(passed));
+        self.clock = Some(clock);
+        self.clock_index = index;
+        self.sweep.is_due = true;
+        let mut effects = Vec::new();
+        put(&mut effects, Table::Expiry, Bytes::from_static(KEY_CLOCK), clock.encode());
+        Some(effects)
+    }
+
+    /// Forgets keys that are due, at most `limit` of each kind.
+    pub(crate) fn sweep(
+        &mut self,
+        state: &State,
+        limit: usize,
+    ) -> Result<Option<Vec<Effect>>, Stop> {
+        if !self.sweep.is_due {
+            return Ok(None);
+        }
+        let KeyClock { age_ms, floor_ms } = self.clock();
+        let mut effects = Vec::new();
+        let mut forgotten = 0;
+        let end = KeyRow::first_at(floor_ms);
+        let timed = take(state, Table::Keys, &mut self.sweep.timed, &end, limit)?;
+        for row in &timed {
+            delete(&mut effects, Table::Keys, row.clone());
+            forgotten += 1;
+        }
+        let end = KeyRow::expiry(age_ms + 1, &[]);
+        let named = take(state, Table::Expiry, &mut self.sweep.named, &end, limit)?;
+        for expiry in &named {
+            let (_, row) = KeyRow::read_expiry(expiry.clone())?;
+            delete(&mut effects, Table::Expiry, expiry.clone());
+            delete(&mut effects, Table::Keys, row);
+            forgotten += 1;
+        }
+        self.sweep.is_due = timed.len().max(named.len()) == limit;
+        if forgotten == 0 {
+            return Ok(None);
+        }
+        self.count -= forgotten;
+        self.put_count(&mut effects);
+        Ok(Some(effects))
+    }
+}
+
+/// The clock of a new incarnation: no timed key of an earlier one is taken for new.
+pub(crate) fn clock_of_new_incarnation(state: &State, wall: WallTime) -> Result<Effect, Stop> {
+    let before = match state.get(Table::Expiry, KEY_CLOCK)?.value {
+        Some(clock) => KeyClock::decode(&clock)?,
+        None => KeyClock::default(),
+    };
+    let clock = KeyClock { floor_ms: before.floor_ms.max(wall.0), ..before };
+    let key = Bytes::from_static(KEY_CLOCK);
+    Ok(Effect { table: Table::Expiry, key, value: Some(clock.encode()) })
+}
+
+/// The keys of up to `limit` rows from `start` on, which is moved behind them.
+fn take(
+    state: &State,
+    table: Table,
+    start: &mut Bytes,
+    end: &[u8],
+    limit: usize,
+) -> Result<Vec<Bytes>, Stop> {
+    let mut keys = Vec::new();
+    if &start[..] >= end {
+        return Ok(keys);
+    }
+    for row in state.scan(table, &start.clone(), Some(end)) {
+        let row = row?;
+        if row.value.is_none() {
+            continue;
+        }
+        if keys.len() == limit {
+            break;
+        }
+        keys.push(row.key);
+    }
+    if let Some(last) = keys.last() {
+        *start = [last, &[0][..]].concat().into();
+    }
+    Ok(keys)
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use onlyonce_storage::engine::memory::MemoryDisk;
+    use onlyonce_storage::{Options, open};
+
+    use super::*;
+
+    /// With as many idempotency keys as there may be, a new one is turned away for now.
+    #[test]
+    fn keys_are_bounded() {
+        let state = open(MemoryDisk::new().disk(), &Options::new(1)).expect("opens").state;
+        let mut keys = Keys::load(&state, Moment(1), Duration::from_secs(1)).expect("loads");
+        let key = IdempotencyKey::new("order-1234").expect("a good key");
+        let mut refused = |count| {
+            keys.count = count;
+            keys.refuses(WallTime(1), &key)
+        };
+        assert_eq!(refused(limits::IDEMPOTENCY_KEYS_MAX - 1), None);
+        let busy = Refusal::Busy(Limit::IdempotencyKeys);
+        assert_eq!(refused(limits::IDEMPOTENCY_KEYS_MAX), Some(busy));
+    }
+}
