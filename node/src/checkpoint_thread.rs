@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use crate::core_thread::CoreQueue;
 use crate::counters::Counters;
 use crate::exit;
-use crate::watchdog::Watched;
+use crate::watchdog::{Underway, Watched};
 
 /// What the core asks of this thread.
 pub enum Work {
@@ -43,6 +43,9 @@ struct Scrub {
 
 /// The bytes of rows that a scrub adds up at a time.
 const SCRUB_BYTES: usize = PIECE_BYTES;
+
+/// How long a checkpoint leaves disk and processor to others after each slice.
+const FOLD_PAUSE: Duration = Duration::from_millis(1);
 
 /// The tables and those who are told about them.
 pub struct CheckpointThread {
@@ -77,9 +80,9 @@ impl CheckpointThread {
 
     fn carry_out(&mut self, work: Work, incoming: &mut Option<Incoming>, scrub: &mut Scrub) {
         let watched = Arc::clone(&self.watched);
-        let underway = watched.begin();
+        let mut underway = watched.begin();
         match work {
-            Work::Fold(generation) => self.fold(&generation),
+            Work::Fold(generation) => self.fold(&generation, &mut underway),
             Work::Release(generation) => drop(generation),
             Work::ReadRows { id, from } => self.read_rows(id, &from),
             Work::Scrub => {
@@ -122,9 +125,10 @@ impl CheckpointThread {
         scrub.at = Instant::now() + pause;
     }
 
-    fn fold(&mut self, generation: &Generation) {
+    fn fold(&mut self, generation: &Generation, underway: &mut Underway<'_>) {
         let began = Instant::now();
-        let checkpoint = done(self.checkpointer.fold(generation), "a checkpoint failed");
+        let folded = self.checkpointer.fold(generation, || underway.rest(FOLD_PAUSE));
+        let checkpoint = done(folded, "a checkpoint failed");
         self.counters.checkpoints.add(1);
         tracing::debug!("a checkpoint took {} ms", began.elapsed().as_millis());
         self.core.send(Event::Checkpointed(checkpoint));

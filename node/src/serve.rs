@@ -413,7 +413,7 @@ fn start_disk_threads(
     tables: Tables,
 ) -> Result<DiskThreads, ExitError> {
     let log_watched = Watched::new("log", config.flush_timeout);
-    // A checkpoint is many flushes, with pauses; its disk is the log's, which is watched closely.
+    // Some of its works are many flushes; its disk is the log's, which is watched closely.
     let work_watched = Watched::new("checkpoint", config.flush_timeout * WORK_FLUSHES);
     let watched = [Arc::downgrade(&log_watched), Arc::downgrade(&work_watched)];
     let (core, counters) = (Arc::clone(&common.core), Arc::clone(&common.counters));

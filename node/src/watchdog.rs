@@ -30,9 +30,17 @@ impl Watched {
 
     /// Begins an operation.
     pub fn begin(&self) -> Underway<'_> {
+        self.set_deadline();
+        Underway(self)
+    }
+
+    fn set_deadline(&self) {
         let deadline = self.epoch.elapsed() + self.limit;
         self.deadline_ms.store(deadline.as_millis() as u64, Ordering::Release);
-        Underway(self)
+    }
+
+    fn clear_deadline(&self) {
+        self.deadline_ms.store(0, Ordering::Release);
     }
 
     /// The deadline of the operation under way, if that is over.
@@ -43,9 +51,18 @@ impl Watched {
     }
 }
 
+impl Underway<'_> {
+    /// One operation is done, and the next begins after `pause`.
+    pub fn rest(&mut self, pause: Duration) {
+        self.0.clear_deadline();
+        std::thread::sleep(pause);
+        self.0.set_deadline();
+    }
+}
+
 impl Drop for Underway<'_> {
     fn drop(&mut self) {
-        self.0.deadline_ms.store(0, Ordering::Release);
+        self.0.clear_deadline();
     }
 }
 
@@ -86,6 +103,26 @@ mod tests {
         assert_eq!(watched.overdue(), None);
         std::thread::sleep(Duration::from_millis(2));
         let underway = watched.begin();
+        while watched.overdue().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(underway);
+        assert_eq!(watched.overdue(), None);
+    }
+
+    /// After a rest the time counts anew.
+    #[test]
+    fn a_rest_ends_what_was_overdue() {
+        let watched = Watched::new("test", Duration::from_millis(1));
+        let mut underway = watched.begin();
+        let first = loop {
+            if let Some(deadline) = watched.overdue() {
+                break deadline;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        underway.rest(Duration::ZERO);
+        assert_ne!(watched.overdue(), Some(first));
         while watched.overdue().is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -125,7 +125,7 @@ fn a_late_append_of_pruned_records_accuses_nobody() {
     opened.state.note_persisted(Index(3));
     opened.state.commit(Index(3));
     let generation = opened.state.freeze().expect("something to fold");
-    opened.checkpointer.fold(&generation).expect("fold");
+    opened.checkpointer.fold(&generation, || {}).expect("fold");
     opened.state.note_folded(Index(3));
     while opened.log.prune(Index(2)).expect("prune") {}
     assert_eq!(opened.state.view_at(Index(1)).expect("a read"), None, "record 1 is gone");

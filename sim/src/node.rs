@@ -140,8 +140,8 @@ impl Node {
         now: u64,
         ledger: &mut Ledger,
     ) -> Result<Started, String> {
-        let mut options = Options::new(self.store.0);
-        options.fold_pause = std::time::Duration::ZERO;
+        // Slices of a few rows: folds are cut short between them, too.
+        let options = Options { fold_slice_bytes: 300, ..Options::new(self.store.0) };
         let opened = match open(self.disk.disk(), &options) {
             Ok(opened) => opened,
             Err(OpenError::Storage(StorageError::Damaged { damage, .. })) if self.ailing.rotten => {
@@ -278,7 +278,7 @@ impl Process {
         let front = self.work.pop_front().expect("it is at work");
         match front {
             Effect::Checkpoint(generation) => {
-                let checkpoint = self.checkpointer.fold(&generation)?;
+                let checkpoint = self.checkpointer.fold(&generation, || {})?;
                 self.checkpointer.scrub(piece_bytes)?;
                 Ok(Worked::Told(Box::new(Event::Checkpointed(checkpoint))))
             }

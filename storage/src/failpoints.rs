@@ -75,9 +75,9 @@ points! {
 
     /// A generation is about to be folded into the tables.
     CheckpointBegin = "checkpoint.begin",
-    /// What it will make of the tables is written and flushed; none of it is folded.
+    /// What a slice of it will make of the tables is written and flushed; none of that is folded.
     CheckpointIntended = "checkpoint.intended",
-    /// A slice of it is folded and flushed.
+    /// A slice of it is folded, and not flushed; another one follows.
     CheckpointSlice = "checkpoint.slice",
     /// All of it is folded and flushed; the applied point is the old one.
     CheckpointFolded = "checkpoint.folded",
@@ -85,7 +85,7 @@ points! {
     CheckpointApplied = "checkpoint.applied",
     /// It is flushed; the core does not know.
     CheckpointEnd = "checkpoint.end",
-    /// An open has folded one more row of a generation whose fold was cut short.
+    /// An open has folded one more row that a fold which was cut short had begun.
     CheckpointResuming = "checkpoint.resuming",
 
     /// Old records are about to be removed from the log.

@@ -34,8 +34,10 @@ pub const OVERLAY_ROW_OVERHEAD: usize = 128;
 pub const TAIL_BYTES_MAX: usize = 32 << 20;
 /// How many rows one call of [`LogWriter::prune`](crate::LogWriter::prune) removes at most.
 pub const PRUNE_ROWS_MAX: usize = 1_024;
-/// How many bytes a checkpoint folds before it pauses.
+/// How many bytes of rows a checkpoint folds between two rests.
 pub const FOLD_SLICE_BYTES: usize = 1 << 20;
+/// What a row counts in a slice beyond its bytes.
+pub const FOLD_ROW_OVERHEAD: usize = 64;
 
 /// How many bytes of a snapshot are folded before they are made durable.
 pub const INCOMING_FLUSH_BYTES: usize = 4 << 20;

@@ -16,7 +16,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -26,12 +25,13 @@ use crate::engine::{Engine, HeadFile, Tree};
 use crate::error::{Damage, EngineError, OpenError, StorageError};
 use crate::failpoints::{Point, failpoint};
 use crate::head::{Found, Head};
+use crate::limits::FOLD_SLICE_BYTES;
 use crate::log::{self, Assembler, LogRow, damaged, row_key};
 use crate::record::{Index, Mark, Record, View};
 use crate::scrub::Pass;
 use crate::snapshot::Site;
 use crate::state::{Shared, State};
-use crate::tables::{self, Tables};
+use crate::tables::{self, Progress, Tables};
 use crate::writer::{LogWriter, finish_cut};
 
 /// The parts of a store on an engine.
@@ -56,8 +56,8 @@ pub struct Options {
     pub log_cache_bytes: u64,
     /// Cache of the tables database, in bytes.
     pub tables_cache_bytes: u64,
-    /// How long a checkpoint leaves the disk to others after each slice.
-    pub fold_pause: Duration,
+    /// How many bytes of rows a checkpoint folds between two rests.
+    pub fold_slice_bytes: usize,
 }
 
 impl Options {
@@ -68,7 +68,7 @@ impl Options {
             new_store_id,
             log_cache_bytes: 32 << 20,
             tables_cache_bytes: 256 << 20,
-            fold_pause: Duration::from_millis(1),
+            fold_slice_bytes: FOLD_SLICE_BYTES,
         }
     }
 }
@@ -133,7 +133,8 @@ pub(crate) fn open_or_create(
         tracing::info!(after = head.slot().last.index.0, "finishing a cut of the log");
         finish_cut(&*log, &mut head)?;
     }
-    let (mut applied, goal) = tables.read_applied()?;
+    let progress = tables.read_progress()?;
+    let Progress { done: mut applied, goal, .. } = progress;
     let mut replay = replay(&*log, &head, applied.mark, goal.mark)?;
     if replay.removed_rows > 0 {
         tracing::info!(
@@ -146,8 +147,7 @@ pub(crate) fn open_or_create(
     if goal != applied {
         tracing::info!(upto = goal.mark.index.0, "finishing a checkpoint");
         let folded = replay.split_off_folded(goal.mark.index);
-        checkpoint::resume(&tables, folded.iter().map(AsRef::as_ref), goal)?;
-        applied = goal;
+        applied = checkpoint::resume(&tables, &folded, progress, options.fold_slice_bytes)?;
     }
 
     let first = head.slot().first;
@@ -173,13 +173,12 @@ pub(crate) fn open_or_create(
     };
     let state_bytes = head.slot().state.clone();
     let fresh = state_bytes.is_empty() && last.index == Index::ZERO;
-    let pause = options.fold_pause;
     let checkpointer = Checkpointer {
         tables,
         log: log.clone(),
         shared: shared.clone(),
         pass: Pass::new(),
-        pause,
+        slice_bytes: options.fold_slice_bytes,
         site,
         store_id,
     };
@@ -221,7 +220,7 @@ pub(crate) fn create(
 ) -> Result<Head, EngineError> {
     tables::write_store(log, store_id)?;
     tables::write_store(tables.engine(), store_id)?;
-    tables.write_applied(applied, applied)?;
+    tables.write_progress(Progress::none(applied))?;
     log.flush()?;
     tables.flush()?;
     Head::create(head, store_id, applied.mark, state)

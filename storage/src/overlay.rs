@@ -18,7 +18,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::limits::OVERLAY_ROW_OVERHEAD;
-use crate::record::{Effect, Index, Table, View};
+use crate::record::{Effect, Index, Record, Table, View};
 
 /// What a record made of a row: `None` is a deletion.
 #[derive(Clone, Debug)]
@@ -106,6 +106,9 @@ pub struct Generation {
     frozen: Arc<Frozen>,
 }
 
+/// A row of a generation: `None` is a deletion.
+pub(crate) type GenerationRow<'a> = (Table, &'a Bytes, Option<&'a Bytes>);
+
 #[derive(Debug)]
 struct Frozen {
     after: Index,
@@ -117,6 +120,20 @@ struct Frozen {
 }
 
 impl Generation {
+    /// The generation of `records`, which follow record `after`.
+    pub(crate) fn of(after: Index, records: &[Arc<Record>]) -> Self {
+        let mut overlay = Overlay::new(after);
+        let mut view = View::ZERO;
+        for record in records {
+            for effect in record.entries.iter().flat_map(|entry| &entry.effects) {
+                overlay.stage(record.index, effect);
+            }
+            overlay.settle(record.index);
+            view = record.view;
+        }
+        overlay.freeze(after, view)
+    }
+
     /// The index up to which the tables hold everything already.
     #[must_use]
     pub fn after(&self) -> Index {
@@ -142,7 +159,7 @@ impl Generation {
     }
 
     /// The rows, in the order of tables and keys, each in its state as of [`Self::upto`].
-    pub(crate) fn all_rows(&self) -> impl Iterator<Item = (Table, &Bytes, Option<&Bytes>)> {
+    pub(crate) fn all_rows(&self) -> impl Iterator<Item = GenerationRow<'_>> {
         Table::ALL.into_iter().flat_map(move |table| {
             self.frozen.layers[table.slot()].iter().filter_map(move |(key, versions)| {
                 let version = versions.at(self.frozen.upto)?;

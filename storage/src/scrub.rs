@@ -105,7 +105,7 @@ mod tests {
         store.state.note_persisted(Index(1));
         store.state.commit(Index(1));
         let generation = store.state.freeze().expect("record 1");
-        store.checkpointer.fold(&generation).expect("the disk works");
+        store.checkpointer.fold(&generation, || {}).expect("the disk works");
         let whole = store.checkpointer.scrub(usize::MAX).expect("all is well");
         assert_eq!(whole, Scrubbed::Whole { rows: 100 });
         drop((store, generation));

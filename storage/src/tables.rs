@@ -5,7 +5,7 @@
 //!                      1 │ length u32 │ crc32 of the value u32    a longer one; the rest is in
 //! row of `chunks`      a piece of up to 16 KiB, under the key
 //!                      table u8 │ key length u16 big-endian │ key │ number u32 big-endian
-//! row `applied` of     checkpoint │ checkpoint │ crc32 of that u32
+//! row `applied` of     checkpoint │ checkpoint │ rows begun u64 │ crc32 of that u32
 //! `meta`               checkpoint = index u64 │ view u64 │ chain u32 │ five digests u128
 //! row `store` of       format u32 │ store id u128 │ crc32 of that u32
 //! `meta` (also in the log database)
@@ -30,6 +30,29 @@ const CHECKPOINT_BYTES: usize = 20 + Digests::BYTES;
 const INLINE: u8 = 0;
 const CHUNKED: u8 = 1;
 const CHUNKED_BYTES: usize = 9;
+
+/// An encoded [`Progress`], with its checksum.
+const PROGRESS_BYTES: usize = 2 * CHECKPOINT_BYTES + 8 + 4;
+
+/// Which state the tables hold, and how far the fold is that makes another one of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// The state that they hold, but for the rows that the fold has begun.
+    pub(crate) done: Checkpoint,
+    /// Up to where the fold goes, and the digests once all rows that were begun are folded; the same
+    /// as `done` while nothing is folded.
+    pub(crate) goal: Checkpoint,
+    /// How many of the rows that the fold changes, in the order of tables and keys, it has begun: they
+    /// may be as before, or changed, or in between. All others are as before.
+    pub(crate) begun: u64,
+}
+
+impl Progress {
+    /// Nothing is folded: the tables hold `state`.
+    pub(crate) fn none(state: Checkpoint) -> Self {
+        Self { done: state, goal: state, begun: 0 }
+    }
+}
 
 /// The tables. Cloning it is cheap.
 #[derive(Clone, Debug)]
@@ -159,30 +182,28 @@ impl Tables {
         self.engine.flush()
     }
 
-    /// Writes which state the tables hold, and the one that is being made of it: as long as the two
-    /// differ, rows may be of either. It counts once flushed.
-    pub(crate) fn write_applied(
-        &self,
-        done: Checkpoint,
-        goal: Checkpoint,
-    ) -> Result<(), EngineError> {
-        let mut row = BytesMut::new();
-        for Checkpoint { mark, digests } in [done, goal] {
+    /// Writes which state the tables hold, and how far a fold is. It counts once flushed.
+    pub(crate) fn write_progress(&self, progress: Progress) -> Result<(), EngineError> {
+        let mut row = BytesMut::with_capacity(PROGRESS_BYTES);
+        for Checkpoint { mark, digests } in [progress.done, progress.goal] {
             row.put_u64_le(mark.index.0);
             row.put_u64_le(mark.view.0);
             row.put_u32_le(mark.chain);
             row.put_slice(&digests.to_bytes());
         }
+        row.put_u64_le(progress.begun);
         row.put_u32_le(crc32fast::hash(&row));
         self.engine.insert(Tree::Meta, b"applied", &row).map(drop)
     }
 
-    /// Reads which state the tables hold, and the one that is being made of it.
-    pub(crate) fn read_applied(&self) -> Result<(Checkpoint, Checkpoint), StorageError> {
-        let row = meta_row::<{ 2 * CHECKPOINT_BYTES + 4 }>(&*self.engine, "applied")?;
+    /// Reads which state the tables hold, and how far a fold is.
+    pub(crate) fn read_progress(&self) -> Result<Progress, StorageError> {
+        let row = meta_row::<PROGRESS_BYTES>(&*self.engine, "applied")?;
         let row = row.ok_or_else(|| bad_meta(&*self.engine, "applied", "missing"))?;
-        let (done, goal) = row.split_at(CHECKPOINT_BYTES);
-        Ok((checkpoint(done), checkpoint(goal)))
+        let (done, row) = row.split_at(CHECKPOINT_BYTES);
+        let (goal, row) = row.split_at(CHECKPOINT_BYTES);
+        let begun = u64::from_le_bytes(row[..8].try_into().expect("eight bytes"));
+        Ok(Progress { done: checkpoint(done), goal: checkpoint(goal), begun })
     }
 
     /// Whether no table has a row.
@@ -207,7 +228,7 @@ impl Tables {
     }
 }
 
-/// Reads a checkpoint; something may follow it.
+/// Reads a checkpoint.
 fn checkpoint(bytes: &[u8]) -> Checkpoint {
     let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
     let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;

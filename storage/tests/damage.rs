@@ -288,7 +288,7 @@ fn a_checkpoint_can_crash_anywhere() {
         (short(), long(2, 90_000)),
         (gone(), long(2, 20_000)),
     ] {
-        for (writes, seed) in (0..24).flat_map(|writes| (0..12).map(move |seed| (writes, seed))) {
+        for (writes, seed) in (0..32).flat_map(|writes| (0..12).map(move |seed| (writes, seed))) {
             let disk = MemoryDisk::new();
             let mut store = reopen(&disk);
             for (index, entry) in [(1, &first), (2, &second)] {
@@ -305,7 +305,11 @@ fn a_checkpoint_can_crash_anywhere() {
             store.state.commit(Index(2));
             let generation = store.state.freeze().expect("record 2");
             disk.fail_after(writes);
-            let done = store.checkpointer.fold(&generation).is_ok();
+            let done = store.checkpointer.fold(&generation, || {}).is_ok();
+            disk.crash(seed);
+            // The open that finishes it can crash as well.
+            disk.fail_after(2 * seed);
+            drop(try_open(&disk));
             disk.crash(seed);
             let mut store = reopen(&disk);
             let applied = store.state.applied().0;

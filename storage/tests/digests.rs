@@ -9,7 +9,8 @@ use onlyonce_storage::engine::Tree;
 use onlyonce_storage::engine::memory::{MemoryDisk, Part};
 use onlyonce_storage::limits::CHUNK;
 use onlyonce_storage::{
-    Damage, Effect, Entry, Index, Opened, Record, Scrubbed, StorageError, Table, View,
+    Damage, Effect, Entry, Index, Opened, Options, Record, Scrubbed, StorageError, Table, View,
+    open,
 };
 
 /// Appends a record with these effects and folds it.
@@ -110,4 +111,22 @@ fn equal_histories_have_equal_digests() {
         checkpoint(&mut one_by_one, index);
     }
     assert_eq!(all_at_once.checkpointer.checkpoint(), one_by_one.checkpointer.checkpoint());
+}
+
+/// A checkpoint rests after each slice but the last, and comes to the same however large they are.
+#[test]
+fn a_checkpoint_rests_between_its_slices() {
+    let fold_in = |fold_slice_bytes| {
+        let options = Options { fold_slice_bytes, ..common::options() };
+        let mut store = open(MemoryDisk::new().disk(), &options).expect("a new store");
+        common::append(&mut store, 1..=20);
+        store.state.commit(Index(20));
+        let generation = store.state.freeze().expect("something is committed");
+        let mut rests = 0;
+        let after = store.checkpointer.fold(&generation, || rests += 1).expect("the disk works");
+        (rests, after)
+    };
+    let (rests, after) = fold_in(1);
+    assert_eq!(rests, 20, "20 rows of their own and the row \"last\", each a slice");
+    assert_eq!(fold_in(usize::MAX), (0, after));
 }

@@ -278,7 +278,7 @@ impl Run {
     fn fold(&mut self) -> Result<(), StorageError> {
         let Some(generation) = self.frozen.take() else { return Ok(()) };
         self.model.tried = self.model.tried.max(generation.upto().0);
-        self.store.checkpointer.fold(&generation)?;
+        self.store.checkpointer.fold(&generation, || {})?;
         // Readers do not mind that the tables are ahead of the overlay for a while.
         self.check();
         self.model.applied = generation.upto().0;

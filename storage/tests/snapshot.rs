@@ -268,7 +268,7 @@ fn a_snapshot_after_a_fold_that_was_cut_short_is_exact() {
         source.state.commit(Index(2));
         let generation = source.state.freeze().expect("something to fold");
         disk.fail_after(writes);
-        torn += u32::from(source.checkpointer.fold(&generation).is_err());
+        torn += u32::from(source.checkpointer.fold(&generation, || {}).is_err());
         drop(source);
         disk.kill();
 

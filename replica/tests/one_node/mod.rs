@@ -213,7 +213,7 @@ impl Node {
                     self.folding = Some(generation);
                 }
                 Effect::Checkpoint(generation) => {
-                    let checkpoint = self.checkpointer.fold(&generation).expect("fold");
+                    let checkpoint = self.checkpointer.fold(&generation, || {}).expect("fold");
                     self.give(Event::Checkpointed(checkpoint));
                 }
                 Effect::Prune { upto } => while self.log.prune(upto).expect("prune") {},
@@ -235,7 +235,7 @@ impl Node {
     /// Ends the fold that is under way.
     pub fn fold(&mut self) {
         let generation = self.folding.take().expect("it folds");
-        let checkpoint = self.checkpointer.fold(&generation).expect("fold");
+        let checkpoint = self.checkpointer.fold(&generation, || {}).expect("fold");
         self.give(Event::Checkpointed(checkpoint));
     }
 

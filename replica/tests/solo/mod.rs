@@ -122,7 +122,7 @@ impl Solo {
                     Event::Saved
                 }
                 Effect::Checkpoint(generation) => {
-                    Event::Checkpointed(self.checkpointer.fold(&generation).expect("fold"))
+                    Event::Checkpointed(self.checkpointer.fold(&generation, || {}).expect("fold"))
                 }
                 other => unreachable!("{other:?} is no flush"),
             };

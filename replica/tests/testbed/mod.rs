@@ -427,7 +427,7 @@ impl Testbed {
         }
         let Some(process) = &mut self.nodes[at].process else { return };
         if let Some(generation) = process.folding.take() {
-            let checkpoint = process.checkpointer.fold(&generation).expect("fold");
+            let checkpoint = process.checkpointer.fold(&generation, || {}).expect("fold");
             self.give(at, Event::Checkpointed(checkpoint));
         }
     }

@@ -2,7 +2,6 @@
 #![allow(dead_code, reason = "each test binary uses its part of it")]
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use onlyonce_storage::engine::memory::MemoryDisk;
 use onlyonce_storage::{
@@ -13,12 +12,12 @@ use onlyonce_storage::{
 /// The id that new stores of tests get.
 pub const STORE: u128 = 0x5707;
 
-/// Options of a test: no pauses.
+/// Options of a test: small caches, and slices of two rows or so.
 pub fn options() -> Options {
     Options {
-        fold_pause: Duration::ZERO,
         log_cache_bytes: 16 << 20,
         tables_cache_bytes: 16 << 20,
+        fold_slice_bytes: 150,
         ..Options::new(STORE)
     }
 }
@@ -76,7 +75,7 @@ pub fn append(store: &mut Opened, indexes: std::ops::RangeInclusive<u64>) {
 pub fn checkpoint(store: &mut Opened, index: u64) {
     store.state.commit(Index(index));
     let generation = store.state.freeze().expect("something is committed");
-    store.checkpointer.fold(&generation).expect("the disk works");
+    store.checkpointer.fold(&generation, || {}).expect("the disk works");
     drop(store.state.note_folded(generation.upto()));
 }
 

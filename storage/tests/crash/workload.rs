@@ -136,7 +136,7 @@ impl Store {
         assert_eq!(generation.upto(), upto, "what is folded");
         let lines = self.lines.clone();
         let fold = move || {
-            checkpointer.fold(&generation).expect("the disk works");
+            checkpointer.fold(&generation, || {}).expect("the disk works");
             lines.say(&format!("folded {upto}"));
             checkpointer
         };
