@@ -5,7 +5,8 @@ mod one_node;
 use bytes::Bytes;
 use onlyonce_replica::{Event, FeedId, PeerMessage, Position, ProposalResult};
 use onlyonce_storage::engine::memory::MemoryDisk;
-use onlyonce_storage::{Entry, Index, Options, Record, Table, View, open};
+use onlyonce_storage::limits::OVERLAY_BYTES_MAX;
+use onlyonce_storage::{Effect, Entry, Index, Options, Record, Table, View, open};
 use onlyonce_wire::authority::{Revision, Versioned};
 use onlyonce_wire::{ClusterId, ProposalId};
 
@@ -19,7 +20,7 @@ fn an_opening_primary_admits_only_learners_that_have_everything() {
     for index in 1..=10_u64 {
         let committed = Index(index.saturating_sub(4));
         // Two do not fit one append, so that a learner can hold a part of them.
-        let row = onlyonce_storage::Effect::put(Table::Kv, "k", vec![0; 600_000]);
+        let row = Effect::put(Table::Kv, "k", vec![0; 600_000]);
         let entries = vec![Entry { effects: vec![row] }];
         let record = std::sync::Arc::new(Record::new(View(5), Index(index), committed, entries));
         opened.state.stage_record(std::sync::Arc::clone(&record));
@@ -161,6 +162,36 @@ fn a_malformed_append_is_ignored() {
         node.hear(PeerMessage::Append { view, feed, previous, committed, records: garbage });
         assert_eq!(node.stopped, None);
     }
+}
+
+/// A backup whose memory is full folds what is committed before it takes more, though no mark came:
+/// else it would refuse all that follows, or outgrow its bound.
+#[test]
+fn a_full_backup_makes_room() {
+    // They fill the memory by what a row costs there beyond its bytes.
+    let entries = vec![Entry { effects: vec![Effect::delete(Table::Kv, "k"); 500_000] }];
+    let append = |node: &mut Node, index: u64| {
+        let (view, committed) = (View(1), Index(index - 1));
+        let previous = match committed {
+            Index::ZERO => Position { view: View::ZERO, index: Index::ZERO },
+            index => Position { view, index },
+        };
+        let records = vec![Record::new(view, Index(index), committed, entries.clone()).encode()];
+        node.hear(PeerMessage::Append { view, feed: FeedId(1), previous, committed, records });
+    };
+    let mut node = Node::backup();
+    let mut last = 0;
+    while node.replica.state().overlay_bytes() <= OVERLAY_BYTES_MAX {
+        last += 1;
+        append(&mut node, last);
+        assert_eq!(node.replica.status().prepared, last);
+    }
+    assert_eq!(node.replica.status().applied, 0, "nothing made it fold");
+    append(&mut node, last + 1);
+    assert_eq!(node.replica.status().applied, last - 1, "what was known to be committed");
+    assert_eq!(node.replica.status().prepared, last, "it is to be sent again");
+    append(&mut node, last + 1);
+    assert_eq!(node.replica.status().prepared, last + 1);
 }
 
 /// A primary that stood still hears what was said meanwhile before it judges anybody's silence.
