@@ -1,5 +1,6 @@
 //! What a client can be told before it begins.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use onlyonce_wire::ClusterId;
@@ -7,6 +8,7 @@ use onlyonce_wire::limits::NAME_BYTES_MAX;
 
 use crate::Client;
 use crate::errors::BuildError;
+use crate::outbox::Outbox;
 
 /// How long one attempt may take before the request is sent again.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -26,6 +28,7 @@ pub(crate) struct Options {
     pub(crate) attempt_timeout: Duration,
     pub(crate) deadline: Option<Duration>,
     pub(crate) one_shot: bool,
+    pub(crate) outbox: Option<PathBuf>,
 }
 
 impl ClientBuilder {
@@ -38,6 +41,7 @@ impl ClientBuilder {
                 attempt_timeout: ATTEMPT_TIMEOUT,
                 deadline: None,
                 one_shot: false,
+                outbox: None,
             },
         }
     }
@@ -85,6 +89,18 @@ impl ClientBuilder {
         self
     }
 
+    /// Keeps requests in the file at `path` while they are under way, durably before they are first
+    /// sent, so that they survive the death of this process: a client that is started again with the
+    /// same outbox carries them out ([`Client::recover`]), each exactly once.
+    ///
+    /// Each request goes under a key of its own, as with [`one_shot`](Self::one_shot), so a client
+    /// may be away for as long as the cluster remembers keys (24 hours unless configured otherwise).
+    /// One client at a time may use an outbox.
+    pub fn outbox(mut self, path: impl Into<PathBuf>) -> Self {
+        self.options.outbox = Some(path.into());
+        self
+    }
+
     /// The client. Nothing is connected before the first call.
     pub fn build(mut self) -> Result<Client, BuildError> {
         let Options { nodes, authority, .. } = &mut self.options;
@@ -105,7 +121,14 @@ impl ClientBuilder {
             }
             check(address)?;
         }
-        Ok(Client::new(self.options))
+        let mut outbox = None;
+        if let Some(path) = &self.options.outbox {
+            let opened = Outbox::open(path, self.options.cluster)
+                .map_err(|error| BuildError::Outbox { path: path.clone(), error })?;
+            self.options.cluster = self.options.cluster.or(opened.cluster());
+            outbox = Some(opened);
+        }
+        Ok(Client::new(self.options, outbox))
     }
 }
 

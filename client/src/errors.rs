@@ -19,6 +19,7 @@ use onlyonce_wire::limits::PROTOCOL_VERSION;
 use onlyonce_wire::{ClusterId, frame::FrameError};
 
 use crate::handle::Handle;
+use crate::outbox::OutboxError;
 use crate::session::Registration;
 
 /// Why a call did not return a result.
@@ -258,6 +259,14 @@ pub enum BuildError {
     Authority {
         /// What was given.
         address: String,
+    },
+    /// An outbox that cannot be used.
+    #[error("outbox {}: {error}", path.display())]
+    Outbox {
+        /// Its path.
+        path: std::path::PathBuf,
+        /// What is the matter with it.
+        error: OutboxError,
     },
 }
 

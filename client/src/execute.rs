@@ -15,13 +15,19 @@ use onlyonce_wire::{IdempotencyKey, codec};
 use crate::cluster::Cluster;
 use crate::errors::{Error, NoAnswer, NotSent, Unresolved, UnresolvedReason, answer_name};
 use crate::handle::Handle;
+use crate::outbox::{Entry, Outbox, Sent};
 use crate::retry::{Progress, Stop};
 use crate::session::Sessions;
+
+/// Why a fresh key can count as forgotten.
+const CLOCK_BEHIND: &str = "this machine's clock is far behind the cluster's, which takes its fresh \
+                            idempotency keys for old ones: set the clock";
 
 /// What the clones of a client share.
 pub(crate) struct Inner {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) sessions: Sessions,
+    pub(crate) outbox: Option<Arc<Outbox>>,
 }
 
 impl Inner {
@@ -31,18 +37,28 @@ impl Inner {
         let operation: Bytes = codec::encode(operation).into();
         check_size(Part::Operation, operation.len(), OPERATION_BYTES_MAX)
             .map_err(Error::Refused)?;
-        let mut progress = Progress::default();
-        let running = self.run(&operation, &mut progress);
+        self.finish(&operation, Progress::default()).await
+    }
+
+    /// Carries out a request that was left in the outbox.
+    pub(crate) async fn take_up(&self, entry: Entry) -> Result<Outcome, Error> {
+        let operation = entry.sent.operation.clone();
+        self.finish(&operation, Progress::taken_up(entry)).await
+    }
+
+    /// Asks until the end of a request is known, or the deadline passes.
+    async fn finish(&self, operation: &Bytes, mut progress: Progress) -> Result<Outcome, Error> {
+        let running = self.run(operation, &mut progress);
         let reply = match self.cluster.options().deadline {
             None => running.await,
             Some(limit) => match tokio::time::timeout(limit, running).await {
                 Ok(reply) => reply,
-                Err(_) => return Err(self.at_deadline(limit, &operation, progress)),
+                Err(_) => return Err(self.at_deadline(limit, operation, progress)),
             },
         };
         let reply = match reply {
             Ok(reply) => reply,
-            Err(stop) => return Err(self.stopped(stop, &operation, progress)),
+            Err(stop) => return Err(self.stopped(stop, operation, progress)),
         };
         match codec::decode::<Outcome, REPLY_BYTES_MAX>(&reply) {
             Ok(Outcome::Failed(failure)) => Err(Error::Failed(failure)),
@@ -56,7 +72,7 @@ impl Inner {
     async fn run(&self, operation: &Bytes, progress: &mut Progress) -> Result<Bytes, Stop> {
         loop {
             if progress.identity.is_none() {
-                self.identify(progress).await?;
+                self.identify(operation, progress).await?;
             }
             let request = encode(operation, progress);
             match self.cluster.call(&request, progress).await? {
@@ -73,8 +89,15 @@ impl Inner {
     }
 
     /// Gives the request a fresh id.
-    async fn identify(&self, progress: &mut Progress) -> Result<(), Stop> {
-        let (incarnation, id) = if self.cluster.options().one_shot {
+    async fn identify(&self, operation: &Bytes, progress: &mut Progress) -> Result<(), Stop> {
+        let (incarnation, id) = if let Some(outbox) = &self.outbox {
+            let incarnation = self.cluster.first_incarnation(progress).await?;
+            let key = fresh_key();
+            let sent = Sent { incarnation, key: key.clone(), operation: operation.clone() };
+            let kept = outbox.keep(sent, self.cluster.id()).await;
+            progress.entry = Some(kept.map_err(|error| Stop::Unusable(outbox.error(&error)))?);
+            (incarnation, ExecuteId::Key(key))
+        } else if self.cluster.options().one_shot {
             let incarnation = self.cluster.first_incarnation(progress).await?;
             (incarnation, ExecuteId::Key(fresh_key()))
         } else {
@@ -111,6 +134,10 @@ impl Inner {
         }
         if progress.maybe_sent() {
             return Err(Stop::Refused(refusal));
+        }
+        if matches!(refusal, Refusal::Forgotten) {
+            // Its key was drawn just now.
+            return Err(Stop::Unusable(CLOCK_BEHIND.to_owned()));
         }
         progress.settle();
         progress.identity = None;
@@ -161,6 +188,15 @@ impl Inner {
             ticket.registration.leave_open();
             ticket.abandon()
         });
+        if let Some(entry) = progress.entry.take() {
+            match &reason {
+                // It will never be answered otherwise.
+                UnresolvedReason::Refused(_) => entry.done(),
+                UnresolvedReason::Deadline(_)
+                | UnresolvedReason::BadReply(_)
+                | UnresolvedReason::Unusable(_) => entry.leave(),
+            }
+        }
         let nodes = std::mem::take(&mut progress.reports);
         Error::Unresolved(Unresolved::new(handle, reason, nodes, registration))
     }

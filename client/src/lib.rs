@@ -34,6 +34,7 @@ mod discovery;
 mod errors;
 mod execute;
 mod handle;
+mod outbox;
 mod retry;
 mod session;
 mod txn;
@@ -57,6 +58,7 @@ pub use onlyonce_wire::ids::ParseIdError;
 pub use onlyonce_wire::limits;
 pub use onlyonce_wire::status::{NodeStatus, Role};
 pub use onlyonce_wire::{ClusterId, IdempotencyKey, Incarnation, Seq, Session};
+pub use outbox::OutboxError;
 pub use txn::Txn;
 
 use crate::builder::Options;
@@ -64,6 +66,7 @@ use crate::cluster::Cluster;
 use crate::connection::{Connection, NoReply};
 use crate::errors::{answer_name, outcome_name};
 use crate::execute::Inner;
+use crate::outbox::{Outbox, Sent};
 use crate::session::Sessions;
 
 /// A client of one cluster. Clones share their connections and their session.
@@ -82,6 +85,17 @@ pub struct Compared {
     pub swapped: bool,
     /// What the key held before.
     pub actual: Option<Bytes>,
+}
+
+/// What a request that was left in an outbox came to.
+#[derive(Clone, Debug)]
+pub struct Recovered {
+    /// Its key.
+    pub key: IdempotencyKey,
+    /// The request; none if another release wrote it and this one cannot read it.
+    pub operation: Option<Operation>,
+    /// What it came to, or that it is unresolved.
+    pub result: Result<Outcome, Error>,
 }
 
 /// Some rows, in key order.
@@ -109,9 +123,9 @@ impl Client {
         ClientBuilder::new()
     }
 
-    fn new(options: Options) -> Self {
+    fn new(options: Options, outbox: Option<Arc<Outbox>>) -> Self {
         let cluster = Arc::new(Cluster::new(options));
-        Self { inner: Arc::new(Inner { cluster, sessions: Sessions::new() }) }
+        Self { inner: Arc::new(Inner { cluster, sessions: Sessions::new(), outbox }) }
     }
 
     /// The value of `key`; none where it is absent. Linearizable.
@@ -224,6 +238,28 @@ impl Client {
     /// [`Error::Failed`].
     pub async fn execute(&self, operation: Operation) -> Result<Outcome, Error> {
         self.inner.execute(&operation).await
+    }
+
+    /// Carries out the requests that are in the [outbox](ClientBuilder::outbox) and that nobody
+    /// awaits: those that an earlier client had under way when it died, and those of this one that
+    /// were given up. One after the other, in the order in which they were first sent, each the same
+    /// bytes under the same key as before; returns what each came to. A request that ends as
+    /// [`Error::Unresolved`] because time was up stays in the outbox, for the next call.
+    ///
+    /// Without an outbox there are none.
+    pub async fn recover(&self) -> Vec<Recovered> {
+        let Some(outbox) = &self.inner.outbox else { return Vec::new() };
+        let mut recovered = Vec::new();
+        let most = outbox.left();
+        while recovered.len() < most
+            && let Some(entry) = outbox.take_up()
+        {
+            let Sent { key, operation, .. } = entry.sent.clone();
+            let operation = codec::decode::<_, { limits::OPERATION_BYTES_MAX }>(&operation).ok();
+            let result = self.inner.take_up(entry).await;
+            recovered.push(Recovered { key, operation, result });
+        }
+        recovered
     }
 
     /// The addresses of the nodes that this client knows: those that it was given, those that the

@@ -19,6 +19,7 @@ use tokio::time::sleep;
 use crate::cluster::{Cluster, Node};
 use crate::connection::{Connection, NoReply};
 use crate::errors::NodeReports;
+use crate::outbox::Entry;
 use crate::session::Ticket;
 
 /// The first pause is drawn from up to this long; each further one from twice as long.
@@ -67,6 +68,8 @@ pub(crate) struct Progress {
     pub(crate) identity: Option<(Incarnation, ExecuteId)>,
     /// The request's place in its session, if it has one.
     pub(crate) ticket: Option<Ticket>,
+    /// Where it is kept, if its client has an outbox.
+    pub(crate) entry: Option<Entry>,
     /// A copy may have left and its answer is still awaited.
     in_flight: bool,
     /// A copy is neither answered nor awaited any more.
@@ -105,6 +108,19 @@ impl Progress {
         if let Some(ticket) = self.ticket.take() {
             ticket.settle();
         }
+        if let Some(entry) = self.entry.take() {
+            entry.done();
+        }
+    }
+
+    /// A request that an earlier client may have sent.
+    pub(crate) fn taken_up(entry: Entry) -> Self {
+        let id = ExecuteId::Key(entry.sent.key.clone());
+        let mut progress = Self::default();
+        progress.identity = Some((entry.sent.incarnation, id));
+        progress.entry = Some(entry);
+        progress.exposed = true;
+        progress
     }
 
     /// Tells the server with the next copy what was seen meanwhile: that may be just what it needs
@@ -135,6 +151,9 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         let maybe_sent = self.maybe_sent();
+        if let Some(entry) = self.entry.take() {
+            if maybe_sent { entry.leave() } else { entry.done() }
+        }
         if let Some(ticket) = self.ticket.take() {
             if maybe_sent {
                 drop(ticket.abandon());

@@ -44,6 +44,12 @@ pub fn once_demo() -> PathBuf {
     folder().join("once-demo")
 }
 
+/// A client with an outbox, to be killed.
+#[must_use]
+pub fn once_outbox_client() -> PathBuf {
+    folder().join("once-outbox-client")
+}
+
 /// The server of etcd: in `PATH`, else where `scripts/tools` puts it.
 ///
 /// # Panics

@@ -1,0 +1,352 @@
+//! The file of an outbox: append-only, each frame durable before the next one is written.
+//!
+//! ```text
+//! file    "onlyonce outbox 1\n" │ frame ...
+//! frame   "FRME" │ length u32 │ crc u32 of the body │ body: the encoded records
+//! ```
+//! Only the last frame can be torn by a crash, and nothing that it holds was sent: it is cut off. A
+//! bad frame that a good one follows is damage, and the file is not used.
+//!
+//! When most of the file is about requests that are done, what is left is written to a new file,
+//! which takes the old one's place.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use onlyonce_wire::limits::OPERATION_BYTES_MAX;
+use onlyonce_wire::{ClusterId, IdempotencyKey, Incarnation, codec};
+use serde::{Deserialize, Serialize};
+
+const HEADER: &[u8] = b"onlyonce outbox 1\n";
+const MAGIC: &[u8; 4] = b"FRME";
+const FRAME_HEADER_BYTES: usize = 12;
+/// A frame is closed when its records reach this many bytes.
+pub(super) const FRAME_BYTES_TARGET: usize = 1 << 20;
+const FRAME_BYTES_MAX: usize = FRAME_BYTES_TARGET + OPERATION_BYTES_MAX + (64 << 10);
+/// A file that is shorter is not worth being written anew.
+const COMPACTED_BYTES_MIN: u64 = 1 << 20;
+/// It is written anew when it is so many times as long as what is left in it.
+const COMPACTED_RATIO: u64 = 4;
+
+/// A request that may be under way, as the outbox keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Sent {
+    /// Of the cluster when the request got its key.
+    pub(crate) incarnation: Incarnation,
+    /// The id under which it goes out.
+    pub(crate) key: IdempotencyKey,
+    /// The encoded operation.
+    pub(crate) operation: Bytes,
+}
+
+impl Sent {
+    pub(super) fn bytes(&self) -> usize {
+        self.operation.len() + 512
+    }
+}
+
+/// What happened to the outbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Record {
+    /// All its requests are for this cluster.
+    Cluster(ClusterId),
+    /// The request with this number may go out from now on.
+    Sent(u64, Sent),
+    /// Its end is known.
+    Done(u64),
+}
+
+/// An outbox that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OutboxError {
+    /// Another process, or another client of this one, has it open.
+    #[error("is in use by another client: close that one first, or choose another file")]
+    InUse,
+    /// The file is something else.
+    #[error("is not an outbox of this release: choose another file")]
+    NotAnOutbox,
+    /// A part of it was altered or lost, and requests with it.
+    #[error(
+        "is damaged at byte {at}: some of its requests cannot be read. What became of them is not known; look at the data, then choose another file"
+    )]
+    Damaged {
+        /// Where.
+        at: u64,
+    },
+    /// It keeps requests to another cluster than the one that is meant.
+    #[error(
+        "keeps requests to cluster {theirs}, this client is for cluster {wanted}: choose another file"
+    )]
+    OtherCluster {
+        /// The outbox's cluster.
+        theirs: ClusterId,
+        /// The client's.
+        wanted: ClusterId,
+    },
+    /// It cannot be read or written.
+    #[error("{0}")]
+    Io(String),
+}
+
+impl From<io::Error> for OutboxError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error.to_string())
+    }
+}
+
+/// What an outbox holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Contents {
+    pub(super) cluster: Option<ClusterId>,
+    /// The requests whose end is not known, in the order in which they went out.
+    pub(super) open: BTreeMap<u64, Sent>,
+    /// Numbers from here on were never used.
+    pub(super) next: u64,
+}
+
+impl Contents {
+    fn take(&mut self, record: Record) {
+        match record {
+            Record::Cluster(cluster) => self.cluster = Some(cluster),
+            Record::Sent(number, sent) => {
+                self.next = self.next.max(number + 1);
+                self.open.insert(number, sent);
+            }
+            Record::Done(number) => {
+                self.open.remove(&number);
+            }
+        }
+    }
+}
+
+/// An open outbox. Nobody else has it open.
+pub(super) struct OutboxFile {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+    pub(super) contents: Contents,
+    /// Held as long as the file is open.
+    _lock: File,
+}
+
+impl OutboxFile {
+    /// Opens the outbox at `path`, or makes one.
+    pub(super) fn open(path: &Path) -> Result<Self, OutboxError> {
+        let lock = lock(path)?;
+        let mut found = Vec::new();
+        match File::open(path) {
+            Ok(mut file) => {
+                file.read_to_end(&mut found)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut contents = Contents::default();
+        if found.is_empty() {
+            replace(path, HEADER)?;
+            found = HEADER.to_vec();
+        }
+        let end = read(&found, &mut contents)?;
+        let file = OpenOptions::new().append(true).open(path)?;
+        if end < found.len() {
+            file.set_len(end as u64)?;
+            file.sync_all()?;
+        }
+        Ok(Self { path: path.to_owned(), file, bytes: end as u64, contents, _lock: lock })
+    }
+
+    /// Adds records, durably.
+    pub(super) fn write(&mut self, records: Vec<Record>) -> Result<(), OutboxError> {
+        let frame = frame(&records);
+        self.file.write_all(&frame)?;
+        self.file.sync_data()?;
+        self.bytes += frame.len() as u64;
+        for record in records {
+            self.contents.take(record);
+        }
+        self.compact()
+    }
+
+    fn compact(&mut self) -> Result<(), OutboxError> {
+        let left: usize = self.contents.open.values().map(Sent::bytes).sum();
+        if self.bytes < COMPACTED_BYTES_MIN || self.bytes < COMPACTED_RATIO * left as u64 {
+            return Ok(());
+        }
+        let mut content = HEADER.to_vec();
+        let cluster = self.contents.cluster.map(Record::Cluster);
+        let open = self.contents.open.iter();
+        let sent = open.map(|(number, sent)| Record::Sent(*number, sent.clone()));
+        for record in cluster.into_iter().chain(sent) {
+            content.extend(frame(&[record]));
+        }
+        replace(&self.path, &content)?;
+        self.file = OpenOptions::new().append(true).open(&self.path)?;
+        self.bytes = content.len() as u64;
+        Ok(())
+    }
+}
+
+/// Takes the lock of the outbox at `path`: a file beside it, as the outbox itself may be replaced.
+fn lock(path: &Path) -> Result<File, OutboxError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(name)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OutboxError::InUse),
+        Err(TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
+/// Puts a file with this content in the place of the one at `path`, or leaves that as it was.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let mut new = File::create(&name)?;
+    new.write_all(content)?;
+    new.sync_all()?;
+    std::fs::rename(&name, path)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn frame(records: &[Record]) -> Vec<u8> {
+    let body = codec::encode(&records);
+    let mut frame = Vec::with_capacity(FRAME_HEADER_BYTES + body.len());
+    frame.extend_from_slice(MAGIC);
+    frame.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    frame.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
+    frame.extend_from_slice(&body);
+    frame
+}
+
+/// Takes in all frames. Returns where the file ends: before a torn frame, if there is one.
+fn read(bytes: &[u8], contents: &mut Contents) -> Result<usize, OutboxError> {
+    if !bytes.starts_with(HEADER) {
+        return Err(OutboxError::NotAnOutbox);
+    }
+    let mut at = HEADER.len();
+    while at < bytes.len() {
+        let Some(body) = body_at(bytes, at) else {
+            if (at + 1..bytes.len()).any(|later| body_at(bytes, later).is_some()) {
+                return Err(OutboxError::Damaged { at: at as u64 });
+            }
+            return Ok(at);
+        };
+        let records = codec::decode::<Vec<Record>, { 2 * FRAME_BYTES_MAX }>(body)
+            .map_err(|_| OutboxError::NotAnOutbox)?;
+        for record in records {
+            contents.take(record);
+        }
+        at += FRAME_HEADER_BYTES + body.len();
+    }
+    Ok(at)
+}
+
+/// The body of the whole and undamaged frame at a place, if one is there.
+fn body_at(bytes: &[u8], at: usize) -> Option<&[u8]> {
+    let frame = bytes[at..].strip_prefix(MAGIC)?;
+    let number = |at: usize| Some(u32::from_le_bytes(frame.get(at..at + 4)?.try_into().ok()?));
+    let length = number(0)? as usize;
+    let body = frame.get(8..)?.get(..length).filter(|_| length <= FRAME_BYTES_MAX)?;
+    (crc32fast::hash(body) == number(4)?).then_some(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(text: &str) -> Sent {
+        let key = IdempotencyKey::fresh(77, [7; 10]);
+        Sent { incarnation: Incarnation(1), key, operation: text.to_owned().into() }
+    }
+
+    fn filled(path: &Path) -> Contents {
+        let mut file = OutboxFile::open(path).expect("opens");
+        file.write(vec![Record::Cluster(ClusterId(5)), Record::Sent(0, sent("one"))])
+            .expect("writes");
+        file.write(vec![Record::Sent(1, sent("two")), Record::Done(0)]).expect("writes");
+        file.write(vec![Record::Sent(2, sent("three"))]).expect("writes");
+        file.contents.clone()
+    }
+
+    /// What was written is there again; nobody else can open it meanwhile.
+    #[test]
+    fn an_outbox_is_read_back() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("outbox");
+        let contents = filled(&path);
+        assert_eq!(contents.open.keys().collect::<Vec<_>>(), [&1, &2]);
+        let open = OutboxFile::open(&path).expect("opens");
+        assert_eq!(open.contents, contents);
+        assert_eq!(OutboxFile::open(&path).err(), Some(OutboxError::InUse));
+    }
+
+    /// Wherever a crash cuts the last frame, the ones before are whole, and the file goes on.
+    #[test]
+    fn a_torn_frame_is_cut_off() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("outbox");
+        let mut before = filled(&path);
+        before.open.remove(&2);
+        before.next = 2;
+        let whole = std::fs::read(&path).expect("reads");
+        let last = frame(&[Record::Sent(2, sent("three"))]).len();
+        for cut in whole.len() - last..whole.len() {
+            for torn in [&whole[..cut], &[&whole[..cut], &[0; 5]].concat()] {
+                std::fs::write(&path, torn).expect("writes");
+                let mut file = OutboxFile::open(&path).expect("opens");
+                assert_eq!(file.contents, before, "cut at {cut}");
+                file.write(vec![Record::Done(1)]).expect("writes");
+                drop(file);
+                assert!(OutboxFile::open(&path).expect("opens").contents.open.is_empty());
+            }
+        }
+    }
+
+    /// A byte that is altered before the last frame is named, and never a request that is missing.
+    #[test]
+    fn damage_is_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("outbox");
+        filled(&path);
+        let whole = std::fs::read(&path).expect("reads");
+        let last = frame(&[Record::Sent(2, sent("three"))]).len();
+        for at in 0..whole.len() - last {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x10;
+            std::fs::write(&path, bytes).expect("writes");
+            let error = OutboxFile::open(&path).err();
+            let expected = if at < HEADER.len() {
+                matches!(error, Some(OutboxError::NotAnOutbox))
+            } else {
+                matches!(error, Some(OutboxError::Damaged { .. }))
+            };
+            assert!(expected, "byte {at}: {error:?}");
+        }
+    }
+
+    /// A long file is written anew when most of it is done; what is open stays.
+    #[test]
+    fn a_long_outbox_is_compacted() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("outbox");
+        let mut file = OutboxFile::open(&path).expect("opens");
+        file.write(vec![Record::Cluster(ClusterId(5)), Record::Sent(0, sent("stays"))])
+            .expect("writes");
+        let long = "x".repeat(100_000);
+        for number in 1..100 {
+            file.write(vec![Record::Sent(number, sent(&long)), Record::Done(number)])
+                .expect("writes");
+        }
+        drop(file);
+        let bytes = std::fs::metadata(&path).expect("is there").len();
+        assert!(bytes < 2 * COMPACTED_BYTES_MIN, "{bytes}");
+        let contents = OutboxFile::open(&path).expect("opens").contents;
+        assert_eq!(contents.open.into_iter().collect::<Vec<_>>(), [(0, sent("stays"))]);
+        assert_eq!(contents.cluster, Some(ClusterId(5)));
+    }
+}
