@@ -1,9 +1,11 @@
 //! What can be typed.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use onlyonce_client::ClusterId;
 
 const EXAMPLES: &str = "\
@@ -40,6 +42,16 @@ const GLOBAL: &str = "Global options";
 const BENCH: &str = "\
 It leaves what it writes in the store: keys 'bench-...' (put, mixed) and 'count-...' (incr). It
 deletes none of them, and overwrites what such keys held before.";
+
+const COMPLETIONS: &str = "\
+Examples:
+  once completions bash > /etc/bash_completion.d/once
+  once completions zsh > \"${fpath[1]}/_once\"
+  once completions fish > ~/.config/fish/completions/once.fish";
+
+const MAN: &str = "\
+Example:
+  mkdir -p ~/.local/share/man/man1 && once man ~/.local/share/man/man1 && man once-txn";
 
 /// A key/value store in which every request takes effect exactly once.
 #[derive(Parser, Debug)]
@@ -163,6 +175,18 @@ pub enum Command {
     },
     /// Ask every node what it is; exit 1 if none answers
     Status,
+    /// Print what completes commands and options in a shell
+    #[command(after_help = COMPLETIONS)]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write man pages, one for each command, into a folder
+    #[command(after_help = MAN)]
+    Man {
+        /// The folder; it must exist
+        folder: PathBuf,
+    },
     /// Load the cluster and measure throughput and latency; the keys stay in the store
     #[command(after_help = BENCH)]
     Bench(Bench),

@@ -1,13 +1,15 @@
 //! `once`: the command line of Onlyonce.
 //!
 //! `args` is what can be typed, `run` does it, `output` prints it (bare or as JSON), `txn` is the
-//! little language of transactions, `bench` the load generator.
+//! little language of transactions, `bench` the load generator, `pages` what is generated from the
+//! definitions of `args`.
 //!
 //! Exit codes: 0 done, 1 refused or a negative result, 2 usage, 3 unresolved.
 
 mod args;
 mod bench;
 mod output;
+mod pages;
 mod run;
 mod status;
 mod txn;
@@ -22,6 +24,11 @@ use crate::output::Printer;
 fn main() -> ExitCode {
     let args = Args::parse();
     let printer = Printer::new(args.json);
+    match &args.command {
+        Command::Completions { shell } => return pages::completions(*shell, &printer),
+        Command::Man { folder } => return pages::man(folder, &printer),
+        _ => {}
+    }
     let mut runtime = match &args.command {
         Command::Bench(_) => tokio::runtime::Builder::new_multi_thread(),
         _ => tokio::runtime::Builder::new_current_thread(),

@@ -157,7 +157,9 @@ async fn single(client: &Client, command: Command, printer: &Printer) -> Result<
             scan(client, start, end, limit, printer).await
         }
         Command::Txn { statements } => transact(client, &statements, printer).await,
-        Command::Status | Command::Bench(_) => unreachable!("`run` takes these"),
+        Command::Status | Command::Bench(_) | Command::Completions { .. } | Command::Man { .. } => {
+            unreachable!("taken before")
+        }
     }
 }
 

@@ -219,6 +219,19 @@ impl Daemon {
         self.child.id()
     }
 
+    /// The memory that it has in use, in bytes.
+    ///
+    /// # Panics
+    /// When it has ended.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("a process that runs has a status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.expect("it names its memory") << 10
+    }
+
     /// What it has said on standard error.
     #[must_use]
     pub fn stderr(&self) -> String {
