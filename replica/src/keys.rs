@@ -11,7 +11,8 @@
 //!   no row never ran; one below it that has no row is refused (`Forgotten`), by every primary: the
 //!   floor is logged and never falls. It follows a retention behind the primary's wall clock, but
 //!   rises at most twice as fast as the age, so that a wrong clock does no harm for as long as it
-//!   takes to notice.
+//!   takes to notice. A timed key from before a new incarnation that has no row is refused as well: it
+//!   may have run in the history that is lost.
 //!
 //! Rows go by entries of bounded size, like everything else, and only once the clock that makes them
 //! due is logged.
@@ -89,11 +90,11 @@ impl Keys {
 
     /// For how long a key is remembered at least, in milliseconds.
     fn kept_for_ms(&self, now: Moment, key: &IdempotencyKey, row: &KeyRow) -> u64 {
-        let KeyClock { age_ms, floor_ms } = self.clock();
+        let KeyClock { age_ms, floor, .. } = self.clock();
         let unlogged = self.unlogged_ms(now);
         match key.time_ms() {
             None => row.forgotten_at.saturating_sub(age_ms + unlogged),
-            Some(time) => (time.saturating_sub(floor_ms) / FLOOR_PER_AGE).saturating_sub(unlogged),
+            Some(time) => (time.saturating_sub(floor.0) / FLOOR_PER_AGE).saturating_sub(unlogged),
         }
     }
 
@@ -113,7 +114,7 @@ impl Keys {
             return Ok(Found::Saved { reply: row.reply, kept_for_ms, index: saved.index });
         }
         let rests_on = saved.index.max(self.clock_index);
-        if key.time_ms().is_some_and(|time| time < self.clock().floor_ms) {
+        if key.time_ms().is_some_and(|time| self.clock().may_have_known(time)) {
             let answer = Answer::Refused(Refusal::Forgotten);
             return Ok(Found::Told(Verdict::Known { answer, rests_on }));
         }
@@ -172,12 +173,13 @@ impl Keys {
         let target = wall.0.saturating_sub(milliseconds(self.retention));
         let clock = match self.clock {
             // Nothing ran before, so nothing can be forgotten.
-            None => KeyClock { age_ms: 0, floor_ms: target },
+            None => KeyClock { floor: WallTime(target), ..KeyClock::default() },
             Some(_) if now.since(self.since) < due => return None,
-            Some(KeyClock { age_ms, floor_ms }) => {
+            Some(KeyClock { age_ms, floor, begun }) => {
                 let passed = self.unlogged_ms(now);
-                let most = floor_ms + passed * FLOOR_PER_AGE;
-                KeyClock { age_ms: age_ms + passed, floor_ms: target.min(most).max(floor_ms) }
+                let most = floor.0 + passed * FLOOR_PER_AGE;
+                let floor = WallTime(target.min(most)).max(floor);
+                KeyClock { age_ms: age_ms + passed, floor, begun }
             }
         };
         let passed = clock.age_ms - self.clock().age_ms;
@@ -199,10 +201,10 @@ impl Keys {
         if !self.sweep.is_due {
             return Ok(None);
         }
-        let KeyClock { age_ms, floor_ms } = self.clock();
+        let KeyClock { age_ms, floor, .. } = self.clock();
         let mut effects = Vec::new();
         let mut forgotten = 0;
-        let end = KeyRow::first_at(floor_ms);
+        let end = KeyRow::first_at(floor.0);
         let timed = take(state, Table::Keys, &mut self.sweep.timed, &end, limit)?;
         for row in &timed {
             delete(&mut effects, Table::Keys, row.clone());
@@ -226,13 +228,14 @@ impl Keys {
     }
 }
 
-/// The clock of a new incarnation: no timed key of an earlier one is taken for new.
+/// The clock of a new incarnation: no timed key of an earlier one is taken for new, and those that are
+/// known are kept for as long as was promised.
 pub(crate) fn clock_of_new_incarnation(state: &State, wall: WallTime) -> Result<Effect, Stop> {
     let before = match state.get(Table::Expiry, KEY_CLOCK)?.value {
         Some(clock) => KeyClock::decode(&clock)?,
         None => KeyClock::default(),
     };
-    let clock = KeyClock { floor_ms: before.floor_ms.max(wall.0), ..before };
+    let clock = KeyClock { begun: before.begun.max(wall), ..before };
     let key = Bytes::from_static(KEY_CLOCK);
     Ok(Effect { table: Table::Expiry, key, value: Some(clock.encode()) })
 }

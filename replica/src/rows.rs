@@ -16,6 +16,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use onlyonce_wire::client::Fingerprint;
 use onlyonce_wire::{IdempotencyKey, Incarnation, OpenedAt, Seq, SessionId};
 
+use crate::event::WallTime;
+
 /// A row that does not decode: the store is damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a {table} row of {bytes} bytes does not decode")]
@@ -211,32 +213,45 @@ pub const KEY_CLOCK: &[u8] = b"";
 /// Where the rows of expiries begin.
 pub const FIRST_EXPIRY: &[u8] = &[0];
 
-/// By what idempotency keys age, as every replica knows it. Both only grow.
+/// By what idempotency keys age, as every replica knows it. All of it only grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KeyClock {
     /// How long primaries have led this cluster, by their own clocks, in milliseconds.
     pub age_ms: u64,
-    /// Timed keys from before this time, in milliseconds since 1970, may be forgotten: without a row
-    /// they are refused.
-    pub floor_ms: u64,
+    /// Timed keys from before this time may be forgotten.
+    pub floor: WallTime,
+    /// When the incarnation began; 0 for the first. Keys from before it may have been used in a history
+    /// that is lost.
+    pub begun: WallTime,
 }
 
 impl KeyClock {
+    /// Whether a timed key of this time that has no row may have run, and so is refused.
+    #[must_use]
+    pub fn may_have_known(&self, time_ms: u64) -> bool {
+        WallTime(time_ms) < self.floor.max(self.begun)
+    }
+
     /// The row's value.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let mut value = BytesMut::with_capacity(16);
+        let mut value = BytesMut::with_capacity(24);
         value.put_u64_le(self.age_ms);
-        value.put_u64_le(self.floor_ms);
+        value.put_u64_le(self.floor.0);
+        value.put_u64_le(self.begun.0);
         value.freeze()
     }
 
     /// Reads the row's value.
     pub fn decode(mut value: &[u8]) -> Result<Self, BadRow> {
-        if value.len() != 16 {
+        if value.len() != 24 {
             return Err(BadRow { table: "expiry", bytes: value.len() });
         }
-        Ok(Self { age_ms: value.get_u64_le(), floor_ms: value.get_u64_le() })
+        Ok(Self {
+            age_ms: value.get_u64_le(),
+            floor: WallTime(value.get_u64_le()),
+            begun: WallTime(value.get_u64_le()),
+        })
     }
 }
 

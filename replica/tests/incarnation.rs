@@ -15,7 +15,7 @@ use onlyonce_wire::{
     limits,
 };
 
-use one_node::{Node, member, register};
+use one_node::{Node, WALL, member, register};
 
 /// More than one step ends, and not a multiple of it.
 const SESSIONS: u128 = 150;
@@ -144,6 +144,36 @@ fn a_new_incarnation_ends_all_sessions() {
     node.tick(5);
     let again = executed(node.call(in_session(LATER, session, 1)));
     assert_eq!(again, (Outcome::Integer(all + 1), true), "its own sessions outlive a restart");
+}
+
+/// A timed key from before a forced view is answered if it is known; else nobody can tell whether it
+/// ran, and it is refused. One that is made afterwards is new.
+#[test]
+fn a_timed_key_of_an_earlier_incarnation_never_runs_anew() {
+    let disk = MemoryDisk::new();
+    let timed = |at: i64| {
+        let time = WALL.0.checked_add_signed(at).expect("a time");
+        ExecuteId::Key(IdempotencyKey::fresh(time, [7; 10]))
+    };
+    let mut node = Node::on(opened(&disk), 1, empty());
+    node.tick(5);
+    let known = executed(node.call(execute(Incarnation(1), timed(-2))));
+    assert_eq!(known, (Outcome::Integer(1), false));
+    drop(node);
+
+    let forced = force(&disk);
+    let mut node = restarted(&disk, forced);
+    for _ in 0..2 {
+        let again = executed(node.call(execute(LATER, timed(-2))));
+        assert_eq!(again, (Outcome::Integer(1), true));
+        let lost = node.call(execute(LATER, timed(-1)));
+        assert_eq!(lost, Some(Answer::Refused(Refusal::Forgotten)));
+        let now = node.register.clone();
+        drop(node);
+        node = Node::on(opened(&disk), 1, now);
+        node.tick(5);
+    }
+    assert_eq!(executed(node.call(execute(LATER, timed(0)))), (Outcome::Integer(2), false));
 }
 
 /// A crash after any write of the opening leaves no session behind either; what is of an earlier

@@ -19,7 +19,7 @@ use onlyonce_wire::client::{Answer, Execute, ExecuteId, Operation, Request, Writ
 use onlyonce_wire::{CallId, ClusterId, IdempotencyKey, Incarnation, ProposalId, StoreId, codec};
 
 /// What every calendar says.
-const WALL: WallTime = WallTime(1_700_000_000_000);
+pub const WALL: WallTime = WallTime(1_700_000_000_000);
 
 pub fn member(number: u128) -> Member {
     Member {
