@@ -6,7 +6,7 @@
 //! | [`Error::Failed`] | it was executed, found impossible, and changed nothing | yes |
 //! | [`Error::NotSent`] | no: no copy of it is under way | yes |
 //! | [`Error::Unusable`] | no: the nodes given are not the cluster meant | after the configuration is put right |
-//! | [`Error::NoAnswer`] | it was a read, and changes nothing | yes |
+//! | [`Error::NoAnswer`] | it was a read, which changes nothing, or a question | yes |
 //! | [`Error::Unresolved`] | **not known** | no: it could take effect twice |
 //! | [`Error::BadReply`] | yes, but its result cannot be shown | no |
 
@@ -37,7 +37,7 @@ pub enum Error {
     /// The deadline passed and no copy of the request is under way: it never took effect.
     #[error("{0}")]
     NotSent(NotSent),
-    /// The deadline of a read passed. Reads change nothing.
+    /// The deadline of a read, or of a question about a request, passed. Asking again is harmless.
     #[error("{0}")]
     NoAnswer(NoAnswer),
     /// The nodes that were given cannot serve this client; nothing was sent. Waiting will not help.
@@ -135,7 +135,7 @@ impl fmt::Display for NotSent {
     }
 }
 
-/// A read that got no answer in time.
+/// A read, or a question about a request, that got no answer in time.
 #[derive(Clone, Debug)]
 pub struct NoAnswer {
     /// How long it was tried.
@@ -151,7 +151,7 @@ impl fmt::Display for NoAnswer {
         if !nodes.0.is_empty() {
             write!(f, ": {nodes}")?;
         }
-        f.write_str("; a read changes nothing and may be repeated")
+        f.write_str("; asking again is harmless")
     }
 }
 
@@ -181,6 +181,9 @@ pub enum UnresolvedReason {
     BadReply(String),
     /// No node that is left can serve this client; the text says why.
     Unusable(String),
+    /// The handle does not carry the request's content, which was too long for it: nothing was
+    /// sent. [`Client::resume_with`](crate::Client::resume_with) takes it.
+    NoContent,
 }
 
 impl Unresolved {
@@ -234,6 +237,9 @@ impl fmt::Display for Unresolved {
             UnresolvedReason::Refused(refusal) => write!(f, "asked again: {refusal}")?,
             UnresolvedReason::BadReply(text) => write!(f, "a node answered {text}")?,
             UnresolvedReason::Unusable(why) => write!(f, "no node is left to ask: {why}")?,
+            UnresolvedReason::NoContent => f.write_str(
+                "its content was too long for the handle and has to be given again; nothing was sent",
+            )?,
         }
         if !nodes.0.is_empty() {
             write!(f, " ({nodes})")?;

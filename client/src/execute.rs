@@ -2,19 +2,20 @@
 //! allows the caller to conclude.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use onlyonce_wire::check::check_size;
 use onlyonce_wire::client::{
     Answer, Consequence, Execute, ExecuteId, Operation, Outcome, Part, Read, Refusal, Request,
 };
+use onlyonce_wire::codec;
 use onlyonce_wire::limits::{OPERATION_BYTES_MAX, REPLY_BYTES_MAX};
-use onlyonce_wire::{IdempotencyKey, codec};
 
 use crate::cluster::Cluster;
 use crate::errors::{Error, NoAnswer, NotSent, Unresolved, UnresolvedReason, answer_name};
-use crate::handle::Handle;
+use crate::handle::{Handle, Home};
+use crate::keyed::{Executed, fresh_key};
 use crate::outbox::{Entry, Outbox, Sent};
 use crate::retry::{Progress, Stop};
 use crate::session::Sessions;
@@ -22,6 +23,9 @@ use crate::session::Sessions;
 /// Why a fresh key can count as forgotten.
 const CLOCK_BEHIND: &str = "this machine's clock is far behind the cluster's, which takes its fresh \
                             idempotency keys for old ones: set the clock";
+
+/// A reply, whether it is a repeated one, and how long its key is kept.
+type Told = (Bytes, bool, Option<Duration>);
 
 /// What the clones of a client share.
 pub(crate) struct Inner {
@@ -32,53 +36,57 @@ pub(crate) struct Inner {
 
 impl Inner {
     /// Executes an operation exactly once.
-    pub(crate) async fn execute(&self, operation: &Operation) -> Result<Outcome, Error> {
-        operation.check().map_err(Error::Refused)?;
-        let operation: Bytes = codec::encode(operation).into();
-        check_size(Part::Operation, operation.len(), OPERATION_BYTES_MAX)
-            .map_err(Error::Refused)?;
-        self.finish(&operation, Progress::default()).await
+    pub(crate) async fn execute(
+        &self,
+        operation: &Operation,
+        progress: Progress,
+    ) -> Result<Executed, Error> {
+        self.finish(&encode_operation(operation)?, progress).await
     }
 
     /// Carries out a request that was left in the outbox.
     pub(crate) async fn take_up(&self, entry: Entry) -> Result<Outcome, Error> {
         let operation = entry.sent.operation.clone();
-        self.finish(&operation, Progress::taken_up(entry)).await
+        let home = self.cluster.id().map(Home::Cluster);
+        self.finish(&operation, Progress::taken_up(entry, home)).await.map(|told| told.outcome)
     }
 
     /// Asks until the end of a request is known, or the deadline passes.
-    async fn finish(&self, operation: &Bytes, mut progress: Progress) -> Result<Outcome, Error> {
+    pub(crate) async fn finish(
+        &self,
+        operation: &Bytes,
+        mut progress: Progress,
+    ) -> Result<Executed, Error> {
         let running = self.run(operation, &mut progress);
-        let reply = match self.cluster.options().deadline {
+        let told = match self.cluster.options().deadline {
             None => running.await,
             Some(limit) => match tokio::time::timeout(limit, running).await {
-                Ok(reply) => reply,
-                Err(_) => return Err(self.at_deadline(limit, operation, progress)),
+                Ok(told) => told,
+                Err(_) => return Err(Self::at_deadline(limit, operation, progress)),
             },
         };
-        let reply = match reply {
-            Ok(reply) => reply,
-            Err(stop) => return Err(self.stopped(stop, operation, progress)),
+        let (reply, replayed, kept_for) = match told {
+            Ok(told) => told,
+            Err(stop) => return Err(Self::stopped(stop, operation, progress)),
         };
-        match codec::decode::<Outcome, REPLY_BYTES_MAX>(&reply) {
-            Ok(Outcome::Failed(failure)) => Err(Error::Failed(failure)),
-            Ok(outcome) => Ok(outcome),
-            Err(error) => Err(Error::BadReply(error.to_string())),
+        match decode_reply(&reply)? {
+            Outcome::Failed(failure) => Err(Error::Failed(failure)),
+            outcome => Ok(Executed { outcome, replayed, kept_for }),
         }
     }
 
     /// Asks under one id until the reply is there; under another one only when no copy of the first
     /// can ever have run.
-    async fn run(&self, operation: &Bytes, progress: &mut Progress) -> Result<Bytes, Stop> {
+    async fn run(&self, operation: &Bytes, progress: &mut Progress) -> Result<Told, Stop> {
         loop {
             if progress.identity.is_none() {
                 self.identify(operation, progress).await?;
             }
             let request = encode(operation, progress);
             match self.cluster.call(&request, progress).await? {
-                Answer::Executed { reply, .. } => {
+                Answer::Executed { reply, replayed, kept_for_ms } => {
                     progress.settle();
-                    return Ok(reply);
+                    return Ok((reply, replayed, kept_for_ms.map(Duration::from_millis)));
                 }
                 Answer::Refused(refusal) => self.refused(refusal, progress).await?,
                 other => {
@@ -88,18 +96,18 @@ impl Inner {
         }
     }
 
-    /// Gives the request a fresh id.
+    /// Gives the request its key, or a fresh id.
     async fn identify(&self, operation: &Bytes, progress: &mut Progress) -> Result<(), Stop> {
-        let (incarnation, id) = if let Some(outbox) = &self.outbox {
+        let is_keyed = progress.key.is_some() || self.cluster.options().one_shot;
+        let (incarnation, id) = if is_keyed || self.outbox.is_some() {
             let incarnation = self.cluster.first_incarnation(progress).await?;
-            let key = fresh_key();
-            let sent = Sent { incarnation, key: key.clone(), operation: operation.clone() };
-            let kept = outbox.keep(sent, self.cluster.id()).await;
-            progress.entry = Some(kept.map_err(|error| Stop::Unusable(outbox.error(&error)))?);
+            let key = progress.key.clone().unwrap_or_else(fresh_key);
+            if let Some(outbox) = &self.outbox {
+                let sent = Sent { incarnation, key: key.clone(), operation: operation.clone() };
+                let kept = outbox.keep(sent, self.cluster.id()).await;
+                progress.entry = Some(kept.map_err(|error| Stop::Unusable(outbox.error(&error)))?);
+            }
             (incarnation, ExecuteId::Key(key))
-        } else if self.cluster.options().one_shot {
-            let incarnation = self.cluster.first_incarnation(progress).await?;
-            (incarnation, ExecuteId::Key(fresh_key()))
         } else {
             let ticket = self.sessions.begin(&self.cluster, progress).await?;
             let named = (ticket.registration.incarnation, ticket.id());
@@ -135,26 +143,29 @@ impl Inner {
         if progress.maybe_sent() {
             return Err(Stop::Refused(refusal));
         }
-        if matches!(refusal, Refusal::Forgotten) {
-            // Its key was drawn just now.
-            return Err(Stop::Unusable(CLOCK_BEHIND.to_owned()));
-        }
         progress.settle();
+        if refusal == Refusal::Forgotten {
+            return Err(match progress.key {
+                Some(_) => Stop::Refused(refusal),
+                // Its key was drawn just now.
+                None => Stop::Unusable(CLOCK_BEHIND.to_owned()),
+            });
+        }
         progress.identity = None;
         self.cluster.pause(progress).await
     }
 
-    fn stopped(&self, stop: Stop, operation: &Bytes, progress: Progress) -> Error {
+    fn stopped(stop: Stop, operation: &Bytes, progress: Progress) -> Error {
         let exposed = progress.maybe_sent();
         match stop {
             Stop::Refused(refusal) if exposed => {
-                self.unresolved(UnresolvedReason::Refused(refusal), operation, progress)
+                Self::unresolved(UnresolvedReason::Refused(refusal), operation, progress)
             }
             Stop::Unusable(why) if exposed => {
-                self.unresolved(UnresolvedReason::Unusable(why), operation, progress)
+                Self::unresolved(UnresolvedReason::Unusable(why), operation, progress)
             }
             Stop::BadReply(text) if exposed => {
-                self.unresolved(UnresolvedReason::BadReply(text), operation, progress)
+                Self::unresolved(UnresolvedReason::BadReply(text), operation, progress)
             }
             Stop::Refused(refusal) => Error::Refused(refusal),
             Stop::Unusable(why) => Error::Unusable(why),
@@ -162,9 +173,9 @@ impl Inner {
         }
     }
 
-    fn at_deadline(&self, within: Duration, operation: &Bytes, mut progress: Progress) -> Error {
+    fn at_deadline(within: Duration, operation: &Bytes, mut progress: Progress) -> Error {
         if progress.maybe_sent() {
-            return self.unresolved(UnresolvedReason::Deadline(within), operation, progress);
+            return Self::unresolved(UnresolvedReason::Deadline(within), operation, progress);
         }
         Error::NotSent(NotSent {
             within,
@@ -175,15 +186,10 @@ impl Inner {
     }
 
     /// Gives the request up without forgetting it.
-    fn unresolved(
-        &self,
-        reason: UnresolvedReason,
-        operation: &Bytes,
-        mut progress: Progress,
-    ) -> Error {
+    fn unresolved(reason: UnresolvedReason, operation: &Bytes, mut progress: Progress) -> Error {
         let (incarnation, id) = progress.identity.take().expect("it was sent under an id");
         let id = id.request().expect("requests without an id are never unresolved");
-        let handle = Handle::new(self.cluster.id(), incarnation, id, operation);
+        let handle = Handle::new(progress.home(), incarnation, id, operation);
         let registration = progress.ticket.take().map(|ticket| {
             ticket.registration.leave_open();
             ticket.abandon()
@@ -194,7 +200,8 @@ impl Inner {
                 UnresolvedReason::Refused(_) => entry.done(),
                 UnresolvedReason::Deadline(_)
                 | UnresolvedReason::BadReply(_)
-                | UnresolvedReason::Unusable(_) => entry.leave(),
+                | UnresolvedReason::Unusable(_)
+                | UnresolvedReason::NoContent => entry.leave(),
             }
         }
         let nodes = std::mem::take(&mut progress.reports);
@@ -251,8 +258,15 @@ fn encode(operation: &Bytes, progress: &Progress) -> Vec<u8> {
     codec::encode(&Request::Execute(Execute { incarnation, id, operation: operation.clone() }))
 }
 
-/// A timed key that nobody else has.
-fn fresh_key() -> IdempotencyKey {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    IdempotencyKey::fresh(u64::try_from(since.as_millis()).unwrap_or(0), rand::random())
+/// An operation's bytes, unless it is over a limit.
+pub(crate) fn encode_operation(operation: &Operation) -> Result<Bytes, Error> {
+    operation.check().map_err(Error::Refused)?;
+    let operation: Bytes = codec::encode(operation).into();
+    check_size(Part::Operation, operation.len(), OPERATION_BYTES_MAX).map_err(Error::Refused)?;
+    Ok(operation)
+}
+
+/// What a saved reply says.
+pub(crate) fn decode_reply(reply: &Bytes) -> Result<Outcome, Error> {
+    codec::decode::<_, REPLY_BYTES_MAX>(reply).map_err(|error| Error::BadReply(error.to_string()))
 }

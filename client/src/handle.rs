@@ -1,49 +1,114 @@
 //! A request's name, as a short text that outlives the process.
 //!
 //! ```text
-//! "once1-" │ base32 of: the encoded (cluster, incarnation, id, fingerprint) │ checksum (4 bytes)
+//! "once1-" │ base32 of: the encoded (home, incarnation, id, content) │ checksum (4 bytes)
 //! ```
-//! The alphabet is Crockford's (no i, l, o, u), in lower case. One handle has one text: anything
-//! that does not print as it was read is refused.
+//! The content is the operation's bytes where they are few, so that whoever has the text can send
+//! the request again; else their fingerprint. The alphabet is Crockford's (no i, l, o, u), in lower
+//! case. One handle has one text: anything that does not print as it was read is refused.
 
 use std::fmt;
 use std::str::FromStr;
 
 use bytes::Bytes;
-use onlyonce_wire::client::{Fingerprint, RequestId};
-use onlyonce_wire::{ClusterId, Incarnation, codec};
+use onlyonce_wire::client::{ExecuteId, Fingerprint, Operation, RequestId, Welcome};
+use onlyonce_wire::limits::OPERATION_BYTES_MAX;
+use onlyonce_wire::{ClusterId, Incarnation, Seq, StoreId, codec};
+use serde::{Deserialize, Serialize};
 
 const PREFIX: &str = "once1-";
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 const CHECKSUM_BYTES: usize = 4;
-/// Far above the longest handle: one with the longest idempotency key.
+/// The longest operation that a handle carries.
+const CONTENT_BYTES_MAX: usize = 256;
+/// Above the longest handle: one with the longest idempotency key and operation.
 const TEXT_BYTES_MAX: usize = 1_024;
 
 /// Names one request for ever: where it was sent, under which id, and with which content.
 ///
-/// Prints as a short text that this or another process can read back.
+/// Prints as a text that this or another process can read back, to ask for the request's
+/// [outcome](crate::Client::outcome), [cancel](crate::Client::cancel) it or
+/// [resume](crate::Client::resume) it. An operation of up to 256 bytes is in it, as bytes that anybody
+/// can read.
+///
+/// ```
+/// # use onlyonce_client::{Handle, HandleError};
+/// assert_eq!("hello".parse::<Handle>(), Err(HandleError::Prefix));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Handle {
-    cluster: Option<ClusterId>,
+    pub(crate) home: Home,
     incarnation: Incarnation,
     id: RequestId,
-    fingerprint: Fingerprint,
+    content: Content,
+}
+
+/// Who can know a request: nobody else may be asked for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) enum Home {
+    Cluster(ClusterId),
+    /// A node that belongs to no cluster has only its store.
+    Store(StoreId),
+    /// It is not known where the request was sent: it is from the outbox of a client of a node that
+    /// was alone.
+    Unknown,
+}
+
+impl Home {
+    /// The home of requests that a node executes.
+    pub(crate) fn of(node: &Welcome) -> Self {
+        node.cluster.map_or(Self::Store(node.store), Self::Cluster)
+    }
+
+    /// Whether a node is of this home. The store of a node that was alone may have come into a
+    /// cluster since.
+    pub(crate) fn is_of(self, node: &Welcome) -> bool {
+        match self {
+            Self::Cluster(cluster) => node.cluster == Some(cluster),
+            Self::Store(store) => node.store == store,
+            Self::Unknown => true,
+        }
+    }
+}
+
+impl fmt::Display for Home {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cluster(cluster) => write!(f, "cluster {cluster}"),
+            Self::Store(store) => write!(f, "store {store}, which was in no cluster"),
+            Self::Unknown => f.write_str("a node that is not known"),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+enum Content {
+    Operation(Bytes),
+    Fingerprint(Fingerprint),
 }
 
 impl Handle {
     pub(crate) fn new(
-        cluster: Option<ClusterId>,
+        home: Home,
         incarnation: Incarnation,
         id: RequestId,
-        operation: &[u8],
+        operation: &Bytes,
     ) -> Self {
-        Self { cluster, incarnation, id, fingerprint: Fingerprint::of(operation) }
+        let content = if operation.len() <= CONTENT_BYTES_MAX {
+            Content::Operation(operation.clone())
+        } else {
+            Content::Fingerprint(Fingerprint::of(operation))
+        };
+        Self { home, incarnation, id, content }
     }
 
-    /// The cluster that was asked; none when it is a lone node that has none.
+    /// The cluster that was asked; none when it was a node that belonged to none.
     #[must_use]
     pub fn cluster(&self) -> Option<ClusterId> {
-        self.cluster
+        match self.home {
+            Home::Cluster(cluster) => Some(cluster),
+            Home::Store(_) | Home::Unknown => None,
+        }
     }
 
     /// The cluster's incarnation at that time. In a later one the id is void.
@@ -61,14 +126,58 @@ impl Handle {
     /// The fingerprint of the request's content.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
-        self.fingerprint
+        match &self.content {
+            Content::Operation(operation) => Fingerprint::of(operation),
+            Content::Fingerprint(fingerprint) => *fingerprint,
+        }
+    }
+
+    /// The request's content; none if it was too long for the handle.
+    #[must_use]
+    pub fn operation(&self) -> Option<Operation> {
+        let bytes = self.operation_bytes()?;
+        codec::decode::<_, OPERATION_BYTES_MAX>(bytes).ok()
+    }
+
+    /// The very bytes that were sent.
+    pub(crate) fn operation_bytes(&self) -> Option<&Bytes> {
+        match &self.content {
+            Content::Operation(operation) => Some(operation),
+            Content::Fingerprint(_) => None,
+        }
+    }
+
+    /// The id to send it again under. What its client has seen meanwhile is not known here, and need
+    /// not be: the server keeps the highest watermark that it was told.
+    pub(crate) fn execute_id(&self) -> ExecuteId {
+        match &self.id {
+            RequestId::Key(key) => ExecuteId::Key(key.clone()),
+            RequestId::Seq { session, seq } => {
+                ExecuteId::Session { session: *session, seq: *seq, first_unacked: Seq(1) }
+            }
+        }
+    }
+
+    /// Checks what was read rather than made here.
+    fn check(&self) -> Result<(), String> {
+        match &self.id {
+            RequestId::Key(key) => key.check().map_err(|error| error.to_string())?,
+            RequestId::Seq { seq: Seq(0), .. } => return Err("a request is numbered 0".to_owned()),
+            RequestId::Seq { .. } => {}
+        }
+        if let Content::Operation(bytes) = &self.content {
+            let operation = codec::decode::<Operation, OPERATION_BYTES_MAX>(bytes);
+            let operation = operation.map_err(|error| error.to_string())?;
+            operation.check().map_err(|refusal| refusal.to_string())?;
+        }
+        Ok(())
     }
 }
 
 impl fmt::Display for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut bytes =
-            codec::encode(&(self.cluster, self.incarnation, &self.id, self.fingerprint));
+        let Self { home, incarnation, id, content } = self;
+        let mut bytes = codec::encode(&(home, incarnation, id, content));
         bytes.extend_from_slice(&checksum(&bytes));
         write!(f, "{PREFIX}{}", base32(&bytes))
     }
@@ -107,13 +216,11 @@ impl FromStr for Handle {
         if text.len() > TEXT_BYTES_MAX || checksum(content) != sum || base32(&bytes) != digits {
             return Err(HandleError::Checksum);
         }
-        let (cluster, incarnation, id, fingerprint) =
-            codec::decode::<_, TEXT_BYTES_MAX>(content)
-                .map_err(|error| HandleError::Content(error.to_string()))?;
-        if let RequestId::Key(key) = &id {
-            key.check().map_err(|error| HandleError::Content(error.to_string()))?;
-        }
-        Ok(Self { cluster, incarnation, id, fingerprint })
+        let (home, incarnation, id, content) = codec::decode::<_, TEXT_BYTES_MAX>(content)
+            .map_err(|error| HandleError::Content(error.to_string()))?;
+        let handle = Self { home, incarnation, id, content };
+        handle.check().map_err(HandleError::Content)?;
+        Ok(handle)
     }
 }
 
@@ -158,18 +265,69 @@ fn unbase32(text: &str) -> Result<Bytes, HandleError> {
 
 #[cfg(test)]
 mod tests {
+    use onlyonce_wire::client::Write;
+    use onlyonce_wire::limits::IDEMPOTENCY_KEY_BYTES_MAX;
     use onlyonce_wire::{IdempotencyKey, OpenedAt, Seq, Session, SessionId};
 
     use super::*;
 
-    fn handles() -> [Handle; 2] {
+    /// A put whose encoding has so many bytes: four, and those of its key and value.
+    fn put_of(bytes: usize) -> Bytes {
+        let value = (bytes - 4) / 2;
+        let key = vec![b'k'; bytes - 4 - value].into();
+        let put = Operation::Write(Write::Put { key, value: vec![7; value].into() });
+        let encoded = Bytes::from(codec::encode(&put));
+        assert_eq!(encoded.len(), bytes);
+        encoded
+    }
+
+    fn in_session(home: Home, operation: &Bytes) -> Handle {
         let session = Session { id: SessionId(u128::MAX / 7), opened_at: OpenedAt(90_210) };
         let id = RequestId::Seq { session, seq: Seq(77) };
+        Handle::new(home, Incarnation(1), id, operation)
+    }
+
+    fn handles() -> [Handle; 2] {
         let key = IdempotencyKey::new("invoice-2024-06").expect("a fine key");
+        let home = Home::Store(StoreId(7));
         [
-            Handle::new(Some(ClusterId(42)), Incarnation(1), id, b"an operation"),
-            Handle::new(None, Incarnation(3), RequestId::Key(key), b"another"),
+            in_session(Home::Cluster(ClusterId(42)), &put_of(12)),
+            Handle::new(home, Incarnation(3), RequestId::Key(key), &put_of(300)),
         ]
+    }
+
+    /// Short operations travel with the handle, long ones do not; the documented lengths.
+    #[test]
+    fn short_operations_travel_along() {
+        let home = Home::Cluster(ClusterId(u128::MAX));
+        for (bytes, carried, most) in
+            [(12, true, 110), (CONTENT_BYTES_MAX, true, 500), (CONTENT_BYTES_MAX + 1, false, 110)]
+        {
+            let operation = put_of(bytes);
+            let handle = in_session(home, &operation);
+            assert_eq!(handle.operation_bytes(), carried.then_some(&operation));
+            assert_eq!(handle.operation().is_some(), carried);
+            assert_eq!(handle.fingerprint(), Fingerprint::of(&operation));
+            let length = handle.to_string().len();
+            assert!(length <= most, "{bytes} bytes make a handle of {length} characters");
+        }
+        let key = IdempotencyKey::new(vec![b'k'; IDEMPOTENCY_KEY_BYTES_MAX]).expect("a fine key");
+        let operation = put_of(CONTENT_BYTES_MAX);
+        let longest =
+            Handle::new(home, Incarnation(u64::MAX), RequestId::Key(key), &operation).to_string();
+        assert!(longest.len() <= 900, "{}", longest.len());
+        assert!(longest.parse::<Handle>().is_ok());
+    }
+
+    /// A handle whose checksum is right and whose content is not is refused too.
+    #[test]
+    fn meaningless_content_is_refused() {
+        let handle = Handle {
+            content: Content::Operation(Bytes::from_static(&[0xff; 9])),
+            ..handles()[0].clone()
+        };
+        let refused = handle.to_string().parse::<Handle>();
+        assert!(matches!(refused, Err(HandleError::Content(_))), "{refused:?}");
     }
 
     /// Handles read what they print.

@@ -23,8 +23,13 @@
 //! call's future half-way is safe: the request may still take effect, once, and later requests go to
 //! a new session.
 //!
+//! A request that was left unresolved has a [`Handle`], by which this or another process asks for its
+//! [outcome](Client::outcome), [resumes](Client::resume) or [cancels](Client::cancel) it; one under a
+//! [key of your own](Client::with_key) has that.
+//!
 //! How the parts play together: `execute` gives a request its id (from a `session`, or a fresh key)
-//! and judges its end; `retry` is the loop, `cluster` knows whom to ask (with the help of
+//! and judges its end (`keyed`: under a key of the caller's; `fate`: what became of one, and once
+//! more); `retry` is the loop, `cluster` knows whom to ask (with the help of
 //! `discovery`), `connection` multiplexes calls over one socket.
 
 mod builder;
@@ -33,11 +38,14 @@ mod connection;
 mod discovery;
 mod errors;
 mod execute;
+mod fate;
 mod handle;
+mod keyed;
 mod outbox;
 mod retry;
 mod session;
 mod txn;
+mod writes;
 
 use std::sync::Arc;
 
@@ -49,25 +57,31 @@ pub use builder::ClientBuilder;
 pub use errors::{
     BuildError, Error, NoAnswer, NodeReport, NodeReports, NotSent, Unresolved, UnresolvedReason,
 };
+pub use fate::{Cancellation, Fate, RequestName, SessionPage};
 pub use handle::{Handle, HandleError};
+pub use keyed::{Executed, Keyed, fresh_key};
 pub use onlyonce_wire::client::{
     Compare, Condition, ExecuteId, Failure, Fingerprint, Operation, Outcome, Refusal, RequestId,
-    TxnOutcome, Write,
+    SavedRequest, SessionDetail, SessionStatus, TxnOutcome, Write,
 };
-pub use onlyonce_wire::ids::ParseIdError;
+pub use onlyonce_wire::ids::{IdempotencyKeyError, ParseIdError};
 pub use onlyonce_wire::limits;
 pub use onlyonce_wire::status::{NodeStatus, Role};
-pub use onlyonce_wire::{ClusterId, IdempotencyKey, Incarnation, Seq, Session};
+pub use onlyonce_wire::{
+    ClusterId, IdempotencyKey, Incarnation, OpenedAt, Seq, Session, SessionId,
+};
 pub use outbox::OutboxError;
 pub use txn::Txn;
 
 use crate::builder::Options;
 use crate::cluster::Cluster;
 use crate::connection::{Connection, NoReply};
-use crate::errors::{answer_name, outcome_name};
+use crate::errors::answer_name;
 use crate::execute::Inner;
 use crate::outbox::{Outbox, Sent};
+use crate::retry::Progress;
 use crate::session::Sessions;
+use crate::writes::unexpected;
 
 /// A client of one cluster. Clones share their connections and their session.
 ///
@@ -153,10 +167,7 @@ impl Client {
     /// Sets `key` to `value`.
     pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<(), Error> {
         let write = Write::Put { key: key.into(), value: value.into() };
-        match self.execute(Operation::Write(write)).await? {
-            Outcome::Done => Ok(()),
-            other => Err(unexpected("a put", &other)),
-        }
+        writes::done(self.execute(Operation::Write(write)).await?)
     }
 
     /// Adds `value` to the end of what `key` holds; returns the new length in bytes.
@@ -166,28 +177,19 @@ impl Client {
         value: impl Into<Bytes>,
     ) -> Result<u64, Error> {
         let write = Write::Append { key: key.into(), value: value.into() };
-        match self.execute(Operation::Write(write)).await? {
-            Outcome::Length(bytes) => Ok(bytes),
-            other => Err(unexpected("an append", &other)),
-        }
+        writes::length(self.execute(Operation::Write(write)).await?)
     }
 
     /// Adds `by` to the decimal integer that `key` holds (absent: 0); returns the new value.
     pub async fn incr(&self, key: impl Into<Bytes>, by: i64) -> Result<i64, Error> {
         let write = Write::Incr { key: key.into(), by };
-        match self.execute(Operation::Write(write)).await? {
-            Outcome::Integer(value) => Ok(value),
-            other => Err(unexpected("an increment", &other)),
-        }
+        writes::integer(self.execute(Operation::Write(write)).await?)
     }
 
     /// Removes `key`; returns whether it existed.
     pub async fn delete(&self, key: impl Into<Bytes>) -> Result<bool, Error> {
         let write = Write::Delete { key: key.into() };
-        match self.execute(Operation::Write(write)).await? {
-            Outcome::Deleted(existed) => Ok(existed),
-            other => Err(unexpected("a delete", &other)),
-        }
+        writes::existed(self.execute(Operation::Write(write)).await?)
     }
 
     /// Sets `key` to `value` if it holds `expected` (none: if it is absent).
@@ -198,10 +200,7 @@ impl Client {
         value: impl Into<Bytes>,
     ) -> Result<Compared, Error> {
         let operation = Operation::Cas { key: key.into(), expected, value: value.into() };
-        match self.execute(operation).await? {
-            Outcome::Compared { swapped, actual } => Ok(Compared { swapped, actual }),
-            other => Err(unexpected("a compare-and-set", &other)),
-        }
+        writes::compared(self.execute(operation).await?)
     }
 
     /// Sets `key` to `value` if it is absent.
@@ -228,16 +227,13 @@ impl Client {
     /// # }
     /// ```
     pub async fn txn(&self, txn: Txn) -> Result<TxnOutcome, Error> {
-        match self.execute(txn.into_operation()).await? {
-            Outcome::Txn(outcome) => Ok(outcome),
-            other => Err(unexpected("a transaction", &other)),
-        }
+        writes::txn(self.execute(txn.into_operation()).await?)
     }
 
     /// Executes any operation exactly once. An outcome of [`Outcome::Failed`] is returned as
     /// [`Error::Failed`].
     pub async fn execute(&self, operation: Operation) -> Result<Outcome, Error> {
-        self.inner.execute(&operation).await
+        self.inner.execute(&operation, Progress::default()).await.map(|told| told.outcome)
     }
 
     /// Carries out the requests that are in the [outbox](ClientBuilder::outbox) and that nobody
@@ -319,8 +315,4 @@ impl std::fmt::Debug for Client {
             .field("options", self.inner.cluster.options())
             .finish_non_exhaustive()
     }
-}
-
-fn unexpected(question: &str, outcome: &Outcome) -> Error {
-    Error::BadReply(format!("{} to {question}", outcome_name(outcome)))
 }

@@ -13,12 +13,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use onlyonce_wire::client::{Answer, Consequence, ExecuteId, Refusal, Welcome};
-use onlyonce_wire::{Incarnation, StoreId};
+use onlyonce_wire::{IdempotencyKey, Incarnation};
 use tokio::time::sleep;
 
 use crate::cluster::{Cluster, Node};
 use crate::connection::{Connection, NoReply};
 use crate::errors::NodeReports;
+use crate::handle::Home;
 use crate::outbox::Entry;
 use crate::session::Ticket;
 
@@ -74,9 +75,15 @@ pub(crate) struct Progress {
     in_flight: bool,
     /// A copy is neither answered nor awaited any more.
     exposed: bool,
-    /// The store of a node without a cluster that was sent a copy and did not answer it: no other
-    /// such node may be sent one, it would run it a second time.
-    exposed_alone: Option<StoreId>,
+    /// The key that its caller chose for it.
+    pub(crate) key: Option<IdempotencyKey>,
+    /// Where a copy may have run: nobody else may be sent one, it would run it a second time.
+    home: Option<Home>,
+    /// Where the last copy went.
+    asked: Option<Home>,
+    /// Where `home` is that of a handle, and not this client's own finding: the nodes that turned
+    /// out to be of another. When all are, there is nothing to wait for.
+    strays: Option<Vec<Arc<str>>>,
     /// A copy was answered.
     delivered: bool,
     /// Tries without success since the last one.
@@ -86,6 +93,32 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
+    /// A request that goes out under a key of the caller's.
+    pub(crate) fn keyed(key: IdempotencyKey) -> Self {
+        let mut progress = Self::default();
+        progress.key = Some(key);
+        progress
+    }
+
+    /// Something about a request of `home`, which nobody else can know.
+    pub(crate) fn at(home: Home) -> Self {
+        let mut progress = Self::default();
+        (progress.home, progress.strays) = (Some(home), Some(Vec::new()));
+        progress
+    }
+
+    /// A request that somebody sent before, at `home` and under this id.
+    pub(crate) fn resumed(home: Home, incarnation: Incarnation, id: ExecuteId) -> Self {
+        let mut progress = Self::at(home);
+        (progress.identity, progress.exposed) = (Some((incarnation, id)), true);
+        progress
+    }
+
+    /// Where the request may have run.
+    pub(crate) fn home(&self) -> Home {
+        self.home.or(self.asked).unwrap_or(Home::Unknown)
+    }
+
     /// Whether the request may have taken effect, as far as this client can know.
     pub(crate) fn maybe_sent(&self) -> bool {
         self.identity.is_some() && (self.exposed || self.in_flight)
@@ -99,7 +132,7 @@ impl Progress {
     /// What went out so far were no copies of the request itself.
     pub(crate) fn nothing_sent(&mut self) {
         (self.exposed, self.in_flight, self.delivered) = (false, false, false);
-        self.exposed_alone = None;
+        (self.home, self.asked) = (None, None);
     }
 
     /// The request's fate is known: its id is done with.
@@ -113,13 +146,13 @@ impl Progress {
         }
     }
 
-    /// A request that an earlier client may have sent.
-    pub(crate) fn taken_up(entry: Entry) -> Self {
+    /// A request that an earlier client may have sent, to `home` if that is known.
+    pub(crate) fn taken_up(entry: Entry, home: Option<Home>) -> Self {
         let id = ExecuteId::Key(entry.sent.key.clone());
         let mut progress = Self::default();
         progress.identity = Some((entry.sent.incarnation, id));
         progress.entry = Some(entry);
-        progress.exposed = true;
+        (progress.exposed, progress.home) = (true, home);
         progress
     }
 
@@ -141,9 +174,10 @@ impl Progress {
     /// The copy in flight will not be answered.
     fn unanswered(&mut self, by: &Welcome) {
         self.in_flight = false;
-        self.exposed = true;
-        if by.cluster.is_none() {
-            self.exposed_alone = Some(by.store);
+        // What has no id is no request, and may be answered by anybody.
+        if self.identity.is_some() {
+            self.exposed = true;
+            self.home.get_or_insert(Home::of(by));
         }
     }
 }
@@ -174,14 +208,14 @@ impl Cluster {
     ) -> Result<Answer, Stop> {
         loop {
             let (node, connection) = self.reach(progress).await?;
-            let Welcome { cluster, store, .. } = connection.welcome();
-            if cluster.is_none() && progress.exposed_alone.is_some_and(|alone| alone != *store) {
-                let reason = "is another store than the one that was asked before";
-                progress.reports.set(&node.address, reason.to_owned());
-                self.leave(&node);
-                self.pause(progress).await?;
+            let welcome = connection.welcome();
+            if let Some(home) = progress.home
+                && !home.is_of(welcome)
+            {
+                self.turn_away(&node, home, welcome, progress).await?;
                 continue;
             }
+            progress.asked = Some(Home::of(welcome));
             let limit = self.options().attempt_timeout;
             match connection.call(request, limit, &mut progress.in_flight).await {
                 Ok(answer) => {
@@ -195,6 +229,37 @@ impl Cluster {
                 }
             }
         }
+    }
+
+    /// Leaves a node that is none of the request's `home`.
+    async fn turn_away(
+        &self,
+        node: &Arc<Node>,
+        home: Home,
+        welcome: &Welcome,
+        progress: &mut Progress,
+    ) -> Result<(), Stop> {
+        if let Some(strays) = &mut progress.strays {
+            strays.push(Arc::clone(&node.address));
+            let strayed = |address: &String| strays.iter().any(|stray| **stray == **address);
+            let all_strayed = self.addresses().iter().all(strayed);
+            let found = Home::of(welcome);
+            let reason = format!("is of {found}, the handle is of {home}: check the addresses");
+            progress.reports.set(&node.address, reason);
+            if all_strayed || self.is_settled_elsewhere(home) {
+                return Err(Stop::Unusable(progress.reports.sentences()));
+            }
+        } else {
+            let reason = "is another store than the one that was asked before";
+            progress.reports.set(&node.address, reason.to_owned());
+        }
+        self.leave(node);
+        self.pause(progress).await
+    }
+
+    /// Whether this client speaks to a cluster, and that is not `home`.
+    fn is_settled_elsewhere(&self, home: Home) -> bool {
+        matches!((home, self.id()), (Home::Cluster(theirs), Some(mine)) if theirs != mine)
     }
 
     /// Passes on an answer that means something; otherwise prepares the next attempt.

@@ -1,5 +1,6 @@
 //! Identifiers. Each is its own type, so that no two kinds can be confused.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::str::FromStr;
 
@@ -206,6 +207,19 @@ impl IdempotencyKey {
     }
 }
 
+macro_rules! key_from {
+    ($($text:ty),*) => {$(
+        impl TryFrom<$text> for IdempotencyKey {
+            type Error = IdempotencyKeyError;
+
+            fn try_from(key: $text) -> Result<Self, IdempotencyKeyError> {
+                Self::new(Bytes::from(key.to_owned()))
+            }
+        }
+    )*};
+}
+key_from!(&str, String, &String, Vec<u8>, Bytes);
+
 /// Whether a UUID begins with a time.
 fn is_timed(uuid: &Uuid) -> bool {
     uuid.get_version_num() == 7 && uuid.get_variant() == uuid::Variant::RFC4122
@@ -244,6 +258,13 @@ pub enum IdempotencyKeyError {
     /// Sent as a timed key, which it is not.
     #[error("a timed idempotency key must be a UUID of version 7")]
     NoTime,
+}
+
+/// A key that is one already cannot be a bad one.
+impl From<Infallible> for IdempotencyKeyError {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
 }
 
 #[cfg(test)]
@@ -288,6 +309,7 @@ mod tests {
             assert_eq!(key.time_ms(), None, "{named}");
             assert_eq!(key.to_string(), named);
         }
+        assert_eq!(IdempotencyKey::try_from(text), IdempotencyKey::new(text));
         assert_eq!(IdempotencyKey::fresh(77, [0xff; 10]).time_ms(), Some(77));
         assert_eq!(IdempotencyKey::fresh(77, [0xff; 10]).check(), Ok(()));
         let foreign = IdempotencyKey::Timed(Uuid::from_u128(7));

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use onlyonce_wire::client::{
-    Answer, ClientFrame, Execute, ExecuteId, Failure, Goodbye, Operation, Outcome, Read, Refusal,
-    Request, ServerFrame, Welcome, Write,
+    Answer, ClientFrame, Execute, ExecuteId, Failure, Fate, Fingerprint, Goodbye, Operation,
+    Outcome, Question, Read, Refusal, Request, RequestId, ServerFrame, Welcome, Write,
 };
 use onlyonce_wire::frame::{self, PREAMBLE_BYTES, Port};
 use onlyonce_wire::limits::{CLIENT_FRAME_BYTES_MAX, OPERATION_BYTES_MAX, WINDOW};
@@ -24,6 +24,8 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 pub const CLUSTER: ClusterId = ClusterId(0xc1);
+/// How long the model says that it keeps a key.
+pub const KEPT_FOR_MS: u64 = 77_000;
 
 /// What to do with a request.
 pub enum Reaction {
@@ -80,7 +82,8 @@ pub struct Model {
     pub values: BTreeMap<Bytes, Bytes>,
     pub sessions: HashMap<Session, Watermark>,
     /// Each request that ran, and its reply. Never forgotten here, to catch a second run.
-    ran: HashMap<String, Bytes>,
+    ran: HashMap<String, (Fingerprint, Bytes)>,
+    cancelled: BTreeSet<String>,
     pub executed: usize,
     pub closed: BTreeSet<Session>,
     opened: HashMap<u128, Session>,
@@ -125,10 +128,11 @@ impl Model {
                 let rows = self.values.clone().into_iter().collect();
                 Answer::Read(Outcome::Rows { rows, next: None })
             }
-            Request::Outcome(_)
-            | Request::Cancel(_)
-            | Request::Sessions { .. }
-            | Request::Session(_) => panic!("nobody asks the model that: {request:?}"),
+            Request::Outcome(question) => self.fate(question, false),
+            Request::Cancel(question) => self.fate(question, true),
+            Request::Sessions { .. } | Request::Session(_) => {
+                panic!("nobody asks the model that: {request:?}")
+            }
             Request::Status => Answer::Status(Box::new(status())),
         }
     }
@@ -138,9 +142,11 @@ impl Model {
             let current = self.incarnation;
             return Answer::Refused(Refusal::OtherIncarnation { current });
         }
-        let name = match &execute.id {
-            ExecuteId::Key(key) => format!("{key:?}"),
-            ExecuteId::Anonymous => panic!("nobody sends a request without an id"),
+        let request = execute.id.request().expect("nobody sends a request without an id");
+        let name = format!("{request:?}");
+        match &execute.id {
+            ExecuteId::Key(_) => {}
+            ExecuteId::Anonymous => unreachable!("it has an id"),
             ExecuteId::Session { session, seq, first_unacked } => {
                 let Some(watermark) = self.sessions.get_mut(session) else {
                     return Answer::Refused(Refusal::SessionExpired);
@@ -149,18 +155,51 @@ impl Model {
                 assert!(first_unacked <= seq, "{execute:?}");
                 assert!(seq.0 < watermark.first_unacked.0 + WINDOW, "beyond the window: {seq}");
                 assert!(*seq >= watermark.first_unacked, "{seq} was acknowledged before it ended");
-                format!("{session}#{seq}")
             }
-        };
-        if let Some(reply) = self.ran.get(&name) {
-            return Answer::Executed { reply: reply.clone(), replayed: true, kept_for_ms: None };
+        }
+        let kept_for_ms = matches!(request, RequestId::Key(_)).then_some(KEPT_FOR_MS);
+        if self.cancelled.contains(&name) {
+            return Answer::Refused(Refusal::Cancelled);
+        }
+        if let Some((fingerprint, reply)) = self.ran.get(&name) {
+            if *fingerprint != Fingerprint::of(&execute.operation) {
+                return Answer::Refused(Refusal::Mismatch);
+            }
+            return Answer::Executed { reply: reply.clone(), replayed: true, kept_for_ms };
         }
         let operation = codec::decode::<Operation, OPERATION_BYTES_MAX>(&execute.operation);
         let outcome = self.apply(operation.expect("an operation"));
         let reply = Bytes::from(codec::encode(&outcome));
-        self.ran.insert(name, reply.clone());
+        self.ran.insert(name, (Fingerprint::of(&execute.operation), reply.clone()));
         self.executed += 1;
-        Answer::Executed { reply, replayed: false, kept_for_ms: None }
+        Answer::Executed { reply, replayed: false, kept_for_ms }
+    }
+
+    fn fate(&mut self, question: &Question, cancel: bool) -> Answer {
+        let Question { incarnation, id, fingerprint } = question;
+        if *incarnation != self.incarnation {
+            let current = self.incarnation;
+            return Answer::Refused(Refusal::OtherIncarnation { current });
+        }
+        if let RequestId::Seq { session, .. } = id
+            && !self.sessions.contains_key(session)
+        {
+            return Answer::Refused(Refusal::SessionExpired);
+        }
+        let name = format!("{id:?}");
+        let fate = match self.ran.get(&name) {
+            Some((ran, _)) if fingerprint.is_some_and(|asked| asked != *ran) => {
+                return Answer::Refused(Refusal::Mismatch);
+            }
+            Some((_, reply)) => Fate::Done { reply: reply.clone() },
+            None if cancel || self.cancelled.contains(&name) => {
+                self.cancelled.insert(name);
+                Fate::Cancelled
+            }
+            None => Fate::NeverSeen,
+        };
+        let kept_for_ms = matches!(id, RequestId::Key(_)).then_some(KEPT_FOR_MS);
+        Answer::Fate { fate, kept_for_ms }
     }
 
     fn apply(&mut self, operation: Operation) -> Outcome {

@@ -2,7 +2,9 @@
 
 mod deadlines;
 mod fake;
+mod fates;
 mod finding;
+mod keys;
 mod refusals;
 mod retries;
 mod sessions;

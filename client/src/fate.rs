@@ -1,0 +1,363 @@
+//! Questions about a request: what became of it, and that it may never run. And requests taken up
+//! again, in this process or another.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use onlyonce_wire::client::{
+    Answer, Consequence, Fate as Told, Fingerprint, Operation, Outcome, Question, Refusal, Request,
+    RequestId, SessionDetail, SessionStatus,
+};
+use onlyonce_wire::ids::IdempotencyKeyError;
+use onlyonce_wire::{IdempotencyKey, Incarnation, Session, SessionId, codec};
+
+use crate::Client;
+use crate::errors::{Error, NoAnswer, NodeReports, Unresolved, UnresolvedReason, answer_name};
+use crate::execute::{Inner, decode_reply, encode_operation};
+use crate::handle::{Handle, Home};
+use crate::keyed::{Executed, Keyed};
+use crate::retry::{Progress, Stop};
+
+/// What became of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It ran, once, and came to this. [`Outcome::Failed`] says that it was found impossible, and
+    /// changed nothing.
+    Done(Outcome),
+    /// It runs at this moment. That may still come to nothing, if the primary dies.
+    Pending,
+    /// Nobody has seen it. It may still arrive, and run: only a cancel rules that out.
+    NeverSeen,
+    /// It never ran and never will.
+    Cancelled,
+    /// It will not run from now on. Whether it ever did is not known any more, for this reason: its
+    /// session or key was forgotten, or the cluster is in another incarnation.
+    Forgotten(Refusal),
+}
+
+/// What a cancel came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "the request may have run before"]
+pub enum Cancellation {
+    /// The request never ran and never will.
+    Cancelled,
+    /// Too late: it had run, once, and came to this.
+    Done(Outcome),
+    /// As [`Fate::Forgotten`].
+    Forgotten(Refusal),
+}
+
+/// A request that is asked about: by its [`Handle`], its key, or its id.
+///
+/// A handle says most: which cluster may be asked, in which incarnation, and for which content. A key
+/// or an id is looked up in the cluster as it is now, whatever its content.
+#[derive(Clone, Debug)]
+pub struct RequestName {
+    home: Option<Home>,
+    incarnation: Option<Incarnation>,
+    id: RequestId,
+    fingerprint: Option<Fingerprint>,
+}
+
+impl From<RequestId> for RequestName {
+    fn from(id: RequestId) -> Self {
+        Self { home: None, incarnation: None, id, fingerprint: None }
+    }
+}
+
+impl From<&RequestId> for RequestName {
+    fn from(id: &RequestId) -> Self {
+        id.clone().into()
+    }
+}
+
+impl From<IdempotencyKey> for RequestName {
+    fn from(key: IdempotencyKey) -> Self {
+        RequestId::Key(key).into()
+    }
+}
+
+impl From<&IdempotencyKey> for RequestName {
+    fn from(key: &IdempotencyKey) -> Self {
+        key.clone().into()
+    }
+}
+
+impl From<&Keyed> for RequestName {
+    fn from(keyed: &Keyed) -> Self {
+        keyed.key().into()
+    }
+}
+
+impl From<&Handle> for RequestName {
+    fn from(handle: &Handle) -> Self {
+        Self {
+            home: Some(handle.home),
+            incarnation: Some(handle.incarnation()),
+            id: handle.id().clone(),
+            fingerprint: Some(handle.fingerprint()),
+        }
+    }
+}
+
+impl RequestName {
+    fn question(&self, incarnation: Incarnation) -> Question {
+        Question { incarnation, id: self.id.clone(), fingerprint: self.fingerprint }
+    }
+}
+
+/// Some of the open sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionPage {
+    /// In the order of their ids.
+    pub sessions: Vec<SessionStatus>,
+    /// Whether there are more after the last one.
+    pub more: bool,
+}
+
+impl Client {
+    /// Writes under an idempotency key: an [`IdempotencyKey`], or bytes or text of your own, such as
+    /// an order's number. A text that is a `UUIDv7` is a timed key. See [`Keyed`].
+    ///
+    /// # Errors
+    /// When the key is empty or over 256 bytes.
+    pub fn with_key<K>(&self, key: K) -> Result<Keyed, IdempotencyKeyError>
+    where
+        K: TryInto<IdempotencyKey>,
+        IdempotencyKeyError: From<K::Error>,
+    {
+        Ok(Keyed::new(self.clone(), key.try_into()?))
+    }
+
+    /// What became of a request.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::{Client, Fate, Handle, Outcome};
+    /// # async fn example(client: Client, text: &str) -> Result<(), Box<dyn std::error::Error>> {
+    /// let handle: Handle = text.parse()?; // printed by a process that is gone
+    /// match client.outcome(&handle).await? {
+    ///     Fate::Done(outcome) => println!("it ran, once: {outcome:?}"),
+    ///     Fate::Cancelled => println!("it never ran and never will"),
+    ///     Fate::Pending | Fate::NeverSeen => println!("it may still run: resume or cancel it"),
+    ///     Fate::Forgotten(why) => println!("that is not known any more: {why}"),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `Mismatch`: the id is that of another request, and the handle's own
+    /// never ran and never will. [`Error::Unusable`]: the handle is of another cluster.
+    pub async fn outcome(&self, request: impl Into<RequestName>) -> Result<Fate, Error> {
+        self.outcome_told(request).await.map(|(fate, _)| fate)
+    }
+
+    /// As [`outcome`](Self::outcome), with how long the key is remembered at least; none in a session.
+    pub async fn outcome_told(
+        &self,
+        request: impl Into<RequestName>,
+    ) -> Result<(Fate, Option<Duration>), Error> {
+        let name = request.into();
+        self.inner.fate(&name, |incarnation| Request::Outcome(name.question(incarnation))).await
+    }
+
+    /// Sees to it that a request never runs, unless it did. Durable: every copy of it, however late,
+    /// is refused as `Cancelled`. The cancel races the request, and one of the two wins; both learn
+    /// which.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::{Cancellation, Client, Handle};
+    /// # async fn example(client: Client, handle: Handle) -> Result<(), onlyonce_client::Error> {
+    /// match client.cancel(&handle).await? {
+    ///     Cancellation::Cancelled => println!("it never ran: it may be sent anew"),
+    ///     Cancellation::Done(outcome) => println!("too late, it came to {outcome:?}"),
+    ///     Cancellation::Forgotten(why) => println!("whether it ran is not known any more: {why}"),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`outcome`](Self::outcome). After [`Error::NoAnswer`] it may or may not be cancelled: cancel
+    /// it again.
+    pub async fn cancel(&self, request: impl Into<RequestName>) -> Result<Cancellation, Error> {
+        let name = request.into();
+        let cancel = |incarnation| Request::Cancel(name.question(incarnation));
+        match self.inner.fate(&name, cancel).await?.0 {
+            Fate::Done(outcome) => Ok(Cancellation::Done(outcome)),
+            Fate::Cancelled => Ok(Cancellation::Cancelled),
+            Fate::Forgotten(refusal) => Ok(Cancellation::Forgotten(refusal)),
+            Fate::Pending | Fate::NeverSeen => {
+                Err(Error::BadReply("that a request is still open to a cancel".to_owned()))
+            }
+        }
+    }
+
+    /// Takes up a request that another call, or another process, left unresolved: sends **the same
+    /// bytes under the same id** until its fate is known. It takes effect once, whoever else is at
+    /// it.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::{Client, Handle};
+    /// # async fn example(client: Client, text: &str) -> Result<(), Box<dyn std::error::Error>> {
+    /// let handle: Handle = text.parse()?; // printed by a process that is gone
+    /// let executed = client.resume(&handle).await?;
+    /// println!("it came to {:?}", executed.outcome);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `Cancelled` or `Mismatch` is definite. Everything else that keeps it
+    /// from an answer leaves the request [`Error::Unresolved`], under the same handle: its session or
+    /// key is forgotten (reason `Refused`), the handle is of another cluster (`Unusable`), the
+    /// deadline passed, or the handle does not carry the content (`NoContent`).
+    pub async fn resume(&self, handle: &Handle) -> Result<Executed, Error> {
+        let Some(operation) = handle.operation_bytes() else {
+            let reason = UnresolvedReason::NoContent;
+            let nodes = NodeReports::default();
+            return Err(Error::Unresolved(Unresolved::new(handle.clone(), reason, nodes, None)));
+        };
+        self.inner.resume(handle, operation).await
+    }
+
+    /// As [`resume`](Self::resume), with the operation, for handles that do not carry it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with `Mismatch`, and nothing is sent, when the handle's request has other
+    /// content.
+    pub async fn resume_with(
+        &self,
+        handle: &Handle,
+        operation: &Operation,
+    ) -> Result<Executed, Error> {
+        let operation = encode_operation(operation)?;
+        if Fingerprint::of(&operation) != handle.fingerprint() {
+            return Err(Error::Refused(Refusal::Mismatch));
+        }
+        self.inner.resume(handle, &operation).await
+    }
+
+    /// Some of the open sessions, of all clients: those after `after`, at most `limit` of them.
+    pub async fn sessions(
+        &self,
+        after: Option<SessionId>,
+        limit: u32,
+    ) -> Result<SessionPage, Error> {
+        match self.inner.ask(None, None, |_| Request::Sessions { after, limit }).await? {
+            Answer::Sessions { sessions, more } => Ok(SessionPage { sessions, more }),
+            other => Err(misplaced(&other)),
+        }
+    }
+
+    /// One session, and what the cluster remembers of its requests; none if none is open under the
+    /// id.
+    pub async fn session(&self, id: SessionId) -> Result<Option<SessionDetail>, Error> {
+        match self.inner.ask(None, None, |_| Request::Session(id)).await? {
+            Answer::Session(session) => Ok(session),
+            other => Err(misplaced(&other)),
+        }
+    }
+
+    /// Closes a session, whoever opened it: the replies that it saved are forgotten, and what its
+    /// client has under way becomes unresolved. Returns when it is not open (any more).
+    pub async fn close_session(&self, session: Session) -> Result<(), Error> {
+        let close = |incarnation| Request::Close { incarnation, session };
+        match self.inner.ask(None, None, close).await {
+            Ok(Answer::Closed) | Err(Error::Refused(Refusal::SessionExpired)) => Ok(()),
+            Ok(other) => Err(misplaced(&other)),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Inner {
+    async fn resume(&self, handle: &Handle, operation: &Bytes) -> Result<Executed, Error> {
+        let id = handle.execute_id();
+        let progress = Progress::resumed(handle.home, handle.incarnation(), id);
+        self.finish(operation, progress).await
+    }
+
+    async fn fate(
+        &self,
+        name: &RequestName,
+        question: impl Fn(Incarnation) -> Request,
+    ) -> Result<(Fate, Option<Duration>), Error> {
+        let (told, kept_for_ms) = match self.ask(name.home, name.incarnation, question).await {
+            Ok(Answer::Fate { fate, kept_for_ms }) => (fate, kept_for_ms),
+            Ok(other) => return Err(misplaced(&other)),
+            Err(Error::Refused(refusal)) => {
+                return match refusal.consequence() {
+                    Consequence::IdVoid => Ok((Fate::Forgotten(refusal), None)),
+                    Consequence::NeverRuns | Consequence::ThisCopy | Consequence::TryLater => {
+                        Err(Error::Refused(refusal))
+                    }
+                };
+            }
+            Err(error) => return Err(error),
+        };
+        let fate = match told {
+            Told::Done { reply } => Fate::Done(decode_reply(&reply)?),
+            Told::Pending => Fate::Pending,
+            Told::NeverSeen => Fate::NeverSeen,
+            Told::Cancelled => Fate::Cancelled,
+        };
+        Ok((fate, kept_for_ms.map(Duration::from_millis)))
+    }
+
+    /// Asks what may be asked any number of times, until there is an answer: in `incarnation`, else in
+    /// the one that the cluster is in.
+    async fn ask(
+        &self,
+        home: Option<Home>,
+        incarnation: Option<Incarnation>,
+        question: impl Fn(Incarnation) -> Request,
+    ) -> Result<Answer, Error> {
+        let mut progress = home.map_or_else(Progress::default, Progress::at);
+        let asking = self.ask_on(incarnation, question, &mut progress);
+        let answer = match self.cluster.options().deadline {
+            None => asking.await,
+            Some(within) => {
+                let Ok(answer) = tokio::time::timeout(within, asking).await else {
+                    let nodes = std::mem::take(&mut progress.reports);
+                    return Err(Error::NoAnswer(NoAnswer { within, nodes }));
+                };
+                answer
+            }
+        };
+        match answer {
+            Ok(Answer::Refused(refusal)) | Err(Stop::Refused(refusal)) => {
+                Err(Error::Refused(refusal))
+            }
+            Ok(answer) => Ok(answer),
+            Err(Stop::Unusable(why)) => Err(Error::Unusable(why)),
+            Err(Stop::BadReply(text)) => Err(Error::BadReply(text)),
+        }
+    }
+
+    async fn ask_on(
+        &self,
+        incarnation: Option<Incarnation>,
+        question: impl Fn(Incarnation) -> Request,
+        progress: &mut Progress,
+    ) -> Result<Answer, Stop> {
+        loop {
+            let named = match incarnation {
+                Some(incarnation) => incarnation,
+                None => self.cluster.first_incarnation(progress).await?,
+            };
+            let request = codec::encode(&question(named));
+            match self.cluster.call(&request, progress).await? {
+                Answer::Refused(Refusal::OtherIncarnation { current }) if incarnation.is_none() => {
+                    self.cluster.adopt_incarnation(current);
+                    self.cluster.pause(progress).await?;
+                }
+                answer => return Ok(answer),
+            }
+        }
+    }
+}
+
+fn misplaced(answer: &Answer) -> Error {
+    Error::BadReply(format!("{} to another question", answer_name(answer)))
+}

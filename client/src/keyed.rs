@@ -1,0 +1,154 @@
+//! Requests under a key that the caller chose.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use onlyonce_wire::IdempotencyKey;
+use onlyonce_wire::client::{Operation, Outcome, TxnOutcome, Write};
+
+use crate::errors::Error;
+use crate::retry::Progress;
+use crate::{Client, Compared, Txn, writes};
+
+/// A [`Client`] whose writes go under one idempotency key; made by
+/// [`Client::with_key`](crate::Client::with_key).
+///
+/// **One key is one request.** The same write under the same key, from this process or another, now
+/// or after a crash, takes effect once, and everybody gets the one reply; copies that run into each
+/// other join. Another write under the key is refused (`Mismatch`), and so is one whose key was
+/// cancelled, or is too old to be known.
+///
+/// How long the cluster remembers a key, at least, comes with each reply: [`Executed::kept_for`].
+/// After that a *named* key is like a new one. A *timed* one, which [`fresh_key`] makes, is refused
+/// (`Forgotten`) and never run again, however late a copy of it arrives.
+///
+/// ```no_run
+/// # use onlyonce_client::Client;
+/// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+/// // However often the order is delivered to this program, it is booked once.
+/// let balance = client.with_key("order-1234")?.incr("balance", -30).await?;
+/// # let _ = balance;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "it does nothing until one of its writes is called"]
+pub struct Keyed {
+    client: Client,
+    key: IdempotencyKey,
+}
+
+/// A result, and what its request's id adds to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Executed {
+    /// What the operation came to, as it was first saved.
+    pub outcome: Outcome,
+    /// Whether this repeats the reply of an earlier copy of the request.
+    pub replayed: bool,
+    /// How long the key is remembered at least: until then the request may be sent again. None in a
+    /// session.
+    pub kept_for: Option<Duration>,
+}
+
+impl Keyed {
+    pub(crate) fn new(client: Client, key: IdempotencyKey) -> Self {
+        Self { client, key }
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> &IdempotencyKey {
+        &self.key
+    }
+
+    /// As [`Client::put`](crate::Client::put).
+    pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<(), Error> {
+        let write = Write::Put { key: key.into(), value: value.into() };
+        writes::done(self.execute(Operation::Write(write)).await?)
+    }
+
+    /// As [`Client::append`](crate::Client::append).
+    pub async fn append(
+        &self,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+    ) -> Result<u64, Error> {
+        let write = Write::Append { key: key.into(), value: value.into() };
+        writes::length(self.execute(Operation::Write(write)).await?)
+    }
+
+    /// As [`Client::incr`](crate::Client::incr).
+    pub async fn incr(&self, key: impl Into<Bytes>, by: i64) -> Result<i64, Error> {
+        let write = Write::Incr { key: key.into(), by };
+        writes::integer(self.execute(Operation::Write(write)).await?)
+    }
+
+    /// As [`Client::delete`](crate::Client::delete).
+    pub async fn delete(&self, key: impl Into<Bytes>) -> Result<bool, Error> {
+        let write = Write::Delete { key: key.into() };
+        writes::existed(self.execute(Operation::Write(write)).await?)
+    }
+
+    /// As [`Client::cas`](crate::Client::cas).
+    pub async fn cas(
+        &self,
+        key: impl Into<Bytes>,
+        expected: Option<Bytes>,
+        value: impl Into<Bytes>,
+    ) -> Result<Compared, Error> {
+        let operation = Operation::Cas { key: key.into(), expected, value: value.into() };
+        writes::compared(self.execute(operation).await?)
+    }
+
+    /// As [`Client::put_if_absent`](crate::Client::put_if_absent).
+    pub async fn put_if_absent(
+        &self,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+    ) -> Result<Compared, Error> {
+        self.cas(key, None, value).await
+    }
+
+    /// As [`Client::txn`](crate::Client::txn).
+    pub async fn txn(&self, txn: Txn) -> Result<TxnOutcome, Error> {
+        writes::txn(self.execute(txn.into_operation()).await?)
+    }
+
+    /// As [`Client::execute`](crate::Client::execute).
+    pub async fn execute(&self, operation: Operation) -> Result<Outcome, Error> {
+        self.execute_told(operation).await.map(|executed| executed.outcome)
+    }
+
+    /// Executes any operation, and tells whether this was the first time, and how long the key will
+    /// be remembered.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::{Client, Txn};
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let booking = Txn::new().when_absent("seat-7").put("seat-7", "alice");
+    /// let told = client.with_key("booking-99")?.execute_told(booking.into_operation()).await?;
+    /// println!("again: {}, safe to repeat for {:?}", told.replayed, told.kept_for);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn execute_told(&self, operation: Operation) -> Result<Executed, Error> {
+        let progress = Progress::keyed(self.key.clone());
+        self.client.inner.execute(&operation, progress).await
+    }
+}
+
+/// A timed key that nobody else has, made by this machine's clock.
+///
+/// Keep it (in a file, in a row of your own, in the message that asks for the work) before the
+/// request is sent, and any process can send the request again.
+///
+/// ```
+/// let key = onlyonce_client::fresh_key();
+/// assert!(key.time_ms().is_some());
+/// assert_ne!(key, onlyonce_client::fresh_key());
+/// ```
+#[must_use]
+pub fn fresh_key() -> IdempotencyKey {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    IdempotencyKey::fresh(u64::try_from(since.as_millis()).unwrap_or(0), rand::random())
+}

@@ -1,0 +1,127 @@
+//! Requests under keys of the caller's.
+
+use std::time::Duration;
+
+use onlyonce_client::{
+    Client, Error, Executed, IdempotencyKey, IdempotencyKeyError, Incarnation, Operation, Outcome,
+    Refusal, RequestId, UnresolvedReason, Write, fresh_key, limits,
+};
+use onlyonce_wire::client::{Answer, ExecuteId};
+
+use crate::client;
+use crate::fake::{FakeNode, KEPT_FOR_MS, Model, Reaction, Received};
+
+fn incr(key: &str) -> Operation {
+    Operation::Write(Write::Incr { key: key.to_owned().into(), by: 1 })
+}
+
+fn key_of(received: &Received) -> IdempotencyKey {
+    match &received.execute().expect("an execute").id {
+        ExecuteId::Key(key) => key.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Text becomes a named key, the text of a `UUIDv7` a timed one, a key itself; bad ones are refused
+/// at once.
+#[tokio::test]
+async fn keys_are_taken_as_they_come() {
+    let client = Client::builder().nodes(["127.0.0.1:1"]).build().expect("an address");
+    let named = client.with_key("order-1234").expect("a fine key");
+    assert_eq!(named.key().time_ms(), None);
+    let fresh = fresh_key();
+    let timed = client.with_key(fresh.to_string()).expect("a fine key");
+    assert_eq!(*timed.key(), fresh);
+    assert_eq!(*client.with_key(fresh.clone()).expect("a key already").key(), fresh);
+    assert_eq!(client.with_key("").err(), Some(IdempotencyKeyError::Empty));
+    let bytes = 10 << 10;
+    let too_long = client.with_key("k".repeat(bytes)).expect_err("too long");
+    assert_eq!(too_long, IdempotencyKeyError::TooLong { bytes });
+    let most = limits::IDEMPOTENCY_KEY_BYTES_MAX.to_string();
+    assert!(too_long.to_string().contains(&most), "{too_long}");
+}
+
+/// Lost answers are asked for again, with the same bytes under the same key; another client with the
+/// key gets the same reply, and is told that it is a repeated one.
+#[tokio::test]
+async fn one_key_is_one_request() {
+    let model = Model::shared();
+    let mut copies = 0;
+    let node = FakeNode::start(&model, move |_| {
+        copies += 1;
+        if copies <= 3 { Reaction::ServeAndCut } else { Reaction::Serve }
+    })
+    .await;
+    let keyed = client(&node).with_key("order-1").expect("a fine key");
+    assert_eq!(keyed.incr("n", 1).await.expect("counted"), 1);
+    let sent = node.executes();
+    assert_eq!(sent.len(), 4);
+    assert!(sent.iter().all(|copy| copy.bytes == sent[0].bytes), "{sent:?}");
+
+    let other = client(&node).with_key("order-1").expect("a fine key");
+    let told = other.execute_told(incr("n")).await.expect("counted");
+    let kept_for = Some(Duration::from_millis(KEPT_FOR_MS));
+    assert_eq!(told, Executed { outcome: Outcome::Integer(1), replayed: true, kept_for });
+    assert_eq!(model.lock().expect("kept rules").executed, 1);
+}
+
+/// Other content under the key is refused, for good.
+#[tokio::test]
+async fn other_content_is_refused() {
+    let model = Model::shared();
+    let node = FakeNode::start(&model, |_| Reaction::Serve).await;
+    let keyed = client(&node).with_key("order-1").expect("a fine key");
+    keyed.put("n", "1").await.expect("done");
+    let error = keyed.put("n", "2").await.expect_err("other content");
+    assert!(matches!(error, Error::Refused(Refusal::Mismatch)), "{error:?}");
+    assert_eq!(model.lock().expect("kept rules").values[&b"n"[..]], "1");
+}
+
+/// A key that is forgotten is refused; after an unanswered copy that leaves doubt.
+#[tokio::test]
+async fn a_forgotten_key_is_not_replaced() {
+    let model = Model::shared();
+    let refuse = || Reaction::Answer(Answer::Refused(Refusal::Forgotten));
+    let node = FakeNode::start(&model, move |_| refuse()).await;
+    let keyed = client(&node).with_key(fresh_key()).expect("a key");
+    let error = keyed.incr("n", 1).await.expect_err("forgotten");
+    assert!(matches!(error, Error::Refused(Refusal::Forgotten)), "{error:?}");
+
+    let mut copies = 0;
+    node.script(move |_| {
+        copies += 1;
+        if copies == 1 { Reaction::Cut } else { refuse() }
+    });
+    let error = keyed.incr("n", 1).await.expect_err("doubt");
+    let Error::Unresolved(unresolved) = error else { panic!("{error:?}") };
+    assert_eq!(*unresolved.reason(), UnresolvedReason::Refused(Refusal::Forgotten));
+    assert_eq!(*unresolved.handle().id(), RequestId::Key(keyed.key().clone()));
+}
+
+/// A one-shot client whose clock is far behind is told so, and does not try for ever.
+#[tokio::test]
+async fn a_clock_that_is_behind_is_named() {
+    let model = Model::shared();
+    let node =
+        FakeNode::start(&model, |_| Reaction::Answer(Answer::Refused(Refusal::Forgotten))).await;
+    let client = crate::builder([&node]).one_shot().build().expect("an address");
+    let error = client.incr("n", 1).await.expect_err("its key is too old");
+    assert!(matches!(error, Error::Unusable(_)), "{error:?}");
+    assert!(error.to_string().contains("clock"), "{error}");
+    assert_eq!(node.executes().len(), 1);
+}
+
+/// A key that was not used yet goes on into a new incarnation, as the same key.
+#[tokio::test]
+async fn a_key_goes_on_in_a_new_incarnation() {
+    let model = Model::shared();
+    let node = FakeNode::start(&model, |_| Reaction::Serve).await;
+    let client = client(&node);
+    client.get("n").await.expect("connected");
+    model.lock().expect("kept rules").incarnation = Incarnation(2);
+    let keyed = client.with_key("order-1").expect("a fine key");
+    assert_eq!(keyed.incr("n", 1).await.expect("counted"), 1);
+    let sent = node.executes();
+    assert_eq!(sent.len(), 2);
+    assert!(sent.iter().all(|copy| key_of(copy) == *keyed.key()), "{sent:?}");
+}
