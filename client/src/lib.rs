@@ -47,6 +47,9 @@ mod session;
 mod txn;
 mod writes;
 
+#[doc = include_str!("../../docs/cookbook.md")]
+pub mod cookbook {}
+
 use std::sync::Arc;
 
 use bytes::Bytes;
