@@ -8,6 +8,7 @@ use bytes::Bytes;
 use onlyonce_wire::check::check_size;
 use onlyonce_wire::client::{
     Answer, Consequence, Execute, ExecuteId, Operation, Outcome, Part, Read, Refusal, Request,
+    RequestId,
 };
 use onlyonce_wire::codec;
 use onlyonce_wire::limits::{OPERATION_BYTES_MAX, REPLY_BYTES_MAX};
@@ -59,15 +60,19 @@ impl Inner {
     ) -> Result<Executed, Error> {
         let running = self.run(operation, &mut progress);
         let told = match self.cluster.options().deadline {
-            None => running.await,
-            Some(limit) => match tokio::time::timeout(limit, running).await {
-                Ok(told) => told,
-                Err(_) => return Err(Self::at_deadline(limit, operation, progress)),
-            },
+            None => Ok(running.await),
+            Some(limit) => tokio::time::timeout(limit, running).await.map_err(|_| limit),
         };
         let (reply, replayed, kept_for) = match told {
-            Ok(told) => told,
-            Err(stop) => return Err(Self::stopped(stop, operation, progress)),
+            Ok(Ok(told)) => told,
+            Ok(Err(stop)) => {
+                Self::withdraw(operation, &mut progress).await?;
+                return Err(Self::stopped(stop, operation, progress));
+            }
+            Err(limit) => {
+                Self::withdraw(operation, &mut progress).await?;
+                return Err(Self::at_deadline(limit, operation, progress));
+            }
         };
         match decode_reply(&reply)? {
             Outcome::Failed(failure) => Err(Error::Failed(failure)),
@@ -86,6 +91,9 @@ impl Inner {
             match self.cluster.call(&request, progress).await? {
                 Answer::Executed { reply, replayed, kept_for_ms } => {
                     progress.settle();
+                    if let Some(entry) = progress.entry.take() {
+                        entry.done();
+                    }
                     return Ok((reply, replayed, kept_for_ms.map(Duration::from_millis)));
                 }
                 Answer::Refused(refusal) => self.refused(refusal, progress).await?,
@@ -104,8 +112,11 @@ impl Inner {
             let key = progress.key.clone().unwrap_or_else(fresh_key);
             if let Some(outbox) = &self.outbox {
                 let sent = Sent { incarnation, key: key.clone(), operation: operation.clone() };
-                let kept = outbox.keep(sent, self.cluster.id()).await;
-                progress.entry = Some(kept.map_err(|error| Stop::Unusable(outbox.error(&error)))?);
+                let (entry, durable) = outbox.keep(sent, self.cluster.id());
+                if let Some(void) = progress.entry.replace(entry) {
+                    void.done();
+                }
+                durable.wait().await.map_err(|error| Stop::Unusable(outbox.error(&error)))?;
             }
             (incarnation, ExecuteId::Key(key))
         } else {
@@ -153,6 +164,22 @@ impl Inner {
         }
         progress.identity = None;
         self.cluster.pause(progress).await
+    }
+
+    /// That a request never took effect is told only once its outbox has it no more.
+    async fn withdraw(operation: &Bytes, progress: &mut Progress) -> Result<(), Error> {
+        if progress.maybe_sent() {
+            return Ok(());
+        }
+        let Some(entry) = progress.entry.take() else { return Ok(()) };
+        let Sent { incarnation, key, .. } = entry.sent.clone();
+        let (outbox, durable) = (entry.outbox(), entry.withdraw());
+        durable.wait().await.map_err(|error| {
+            let reason = UnresolvedReason::Unusable(outbox.error(&error));
+            let handle = Handle::new(progress.home(), incarnation, RequestId::Key(key), operation);
+            let nodes = std::mem::take(&mut progress.reports);
+            Error::Unresolved(Unresolved::new(handle, reason, nodes, None))
+        })
     }
 
     fn stopped(stop: Stop, operation: &Bytes, progress: Progress) -> Error {

@@ -141,9 +141,6 @@ impl Progress {
         if let Some(ticket) = self.ticket.take() {
             ticket.settle();
         }
-        if let Some(entry) = self.entry.take() {
-            entry.done();
-        }
     }
 
     /// A request that an earlier client may have sent, to `home` if that is known.
@@ -186,7 +183,7 @@ impl Drop for Progress {
     fn drop(&mut self) {
         let maybe_sent = self.maybe_sent();
         if let Some(entry) = self.entry.take() {
-            if maybe_sent { entry.leave() } else { entry.done() }
+            entry.leave();
         }
         if let Some(ticket) = self.ticket.take() {
             if maybe_sent {

@@ -6,8 +6,9 @@
 //! it ran, that tells its reply; if not, it runs now.
 //!
 //! - A request is in the file before it is sent: what is not there never ran.
-//! - It leaves the file when its end is known, or when no copy of it can be under way. That need not
-//!   be durable: asked again, it is answered from the duplicate table.
+//! - It leaves the file when its end is known. Of one that ran that need not be durable: asked again,
+//!   it is answered from the duplicate table. That one never ran, and may be sent as a new one, is
+//!   told only when the file durably has it no more: else it would run after all when it is found.
 //! - One thread writes: what gathers while it waits for the disk goes into the next frame.
 //!
 //! [`Client::recover`]: crate::Client::recover
@@ -44,9 +45,23 @@ pub(crate) struct Outbox {
 
 enum Job {
     /// Keep a request; tell when it is durable.
-    Keep(Record, Option<ClusterId>, oneshot::Sender<Result<(), OutboxError>>),
-    /// Let one go.
-    Done(u64),
+    Keep(Record, Option<ClusterId>, Told),
+    /// Let one go; tell when that is durable, if somebody wants to know.
+    Done(u64, Option<Told>),
+}
+
+/// Who waits for a job to be durable.
+type Told = oneshot::Sender<Result<(), OutboxError>>;
+
+/// What tells when a job is durable.
+#[must_use]
+pub(crate) struct Durable(oneshot::Receiver<Result<(), OutboxError>>);
+
+impl Durable {
+    pub(crate) async fn wait(self) -> Result<(), OutboxError> {
+        let ended = || OutboxError::Io("its writer has ended".to_owned());
+        self.0.await.unwrap_or_else(|_| Err(ended()))
+    }
 }
 
 impl Outbox {
@@ -96,22 +111,20 @@ impl Outbox {
         Some(Entry { outbox: Arc::clone(self), number, sent })
     }
 
-    /// Keeps a request of `cluster`. When this returns it is durable, and may be sent.
-    pub(crate) async fn keep(
+    /// Keeps a request of `cluster`, which may be sent once that is durable.
+    pub(crate) fn keep(
         self: &Arc<Self>,
         sent: Sent,
         cluster: Option<ClusterId>,
-    ) -> Result<Entry, OutboxError> {
+    ) -> (Entry, Durable) {
         let number = {
             let mut next = lock(&self.next);
             *next += 1;
             *next - 1
         };
-        let (durable, told) = oneshot::channel();
-        self.tell(Job::Keep(Record::Sent(number, sent.clone()), cluster, durable));
-        let ended = || OutboxError::Io("its writer has ended".to_owned());
-        told.await.unwrap_or_else(|_| Err(ended()))?;
-        Ok(Entry { outbox: Arc::clone(self), number, sent })
+        let (told, durable) = oneshot::channel();
+        self.tell(Job::Keep(Record::Sent(number, sent.clone()), cluster, told));
+        (Entry { outbox: Arc::clone(self), number, sent }, Durable(durable))
     }
 
     fn tell(&self, job: Job) {
@@ -134,7 +147,8 @@ impl Drop for Outbox {
 
 /// A request in the outbox, and with somebody who awaits its end.
 ///
-/// Exactly one of [`done`](Self::done) and [`leave`](Self::leave) ends it.
+/// Exactly one of [`done`](Self::done), [`withdraw`](Self::withdraw) and [`leave`](Self::leave) ends
+/// it.
 #[must_use]
 pub(crate) struct Entry {
     outbox: Arc<Outbox>,
@@ -143,9 +157,21 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Nobody needs the request again.
+    /// The request ran, or will be answered the same if it is asked again.
     pub(crate) fn done(self) {
-        self.outbox.tell(Job::Done(self.number));
+        self.outbox.tell(Job::Done(self.number, None));
+    }
+
+    /// The request never ran, and must not be found: its caller may send it as a new one.
+    pub(crate) fn withdraw(self) -> Durable {
+        let (told, durable) = oneshot::channel();
+        self.outbox.tell(Job::Done(self.number, Some(told)));
+        Durable(durable)
+    }
+
+    /// The outbox that it is in.
+    pub(crate) fn outbox(&self) -> Arc<Outbox> {
+        Arc::clone(&self.outbox)
     }
 
     /// Its end is not known, and nobody awaits it any more: it stays, to be taken up.
@@ -156,7 +182,7 @@ impl Entry {
 
 /// The thread that writes. After an error nothing more is kept.
 fn write(mut file: OutboxFile, inbox: &Receiver<Job>) {
-    // What is done goes with the next request that is kept, or at the end: no flush is for it alone.
+    // What nobody waits for goes with the next frame, or at the end: no flush is for it alone.
     let mut records = Vec::new();
     let mut failed = None;
     while let Ok(first) = inbox.recv() {
@@ -165,8 +191,11 @@ fn write(mut file: OutboxFile, inbox: &Receiver<Job>) {
         let mut job = Some(first);
         while let Some(next) = job {
             match next {
-                Job::Done(number) => records.push(Record::Done(number)),
-                Job::Keep(record, cluster, durable) => {
+                Job::Done(number, told) => {
+                    records.push(Record::Done(number));
+                    waiting.extend(told);
+                }
+                Job::Keep(record, cluster, told) => {
                     if let (None, Some(cluster)) = (file.contents.cluster, cluster) {
                         file.contents.cluster = Some(cluster);
                         records.push(Record::Cluster(cluster));
@@ -175,7 +204,7 @@ fn write(mut file: OutboxFile, inbox: &Receiver<Job>) {
                         bytes += sent.bytes();
                     }
                     records.push(record);
-                    waiting.push(durable);
+                    waiting.push(told);
                 }
             }
             job = if bytes < FRAME_BYTES_TARGET { inbox.try_recv().ok() } else { None };
@@ -188,9 +217,9 @@ fn write(mut file: OutboxFile, inbox: &Receiver<Job>) {
             Some(error) => Err(OutboxError::clone(error)),
         };
         failed = written.clone().err();
-        for durable in waiting {
+        for told in waiting {
             // Whoever dropped its call does not wait.
-            let _ = durable.send(written.clone());
+            let _ = told.send(written.clone());
         }
     }
     if failed.is_none() && !records.is_empty() {

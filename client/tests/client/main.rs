@@ -5,6 +5,7 @@ mod fake;
 mod fates;
 mod finding;
 mod keys;
+mod outbox;
 mod refusals;
 mod retries;
 mod sessions;

@@ -1,0 +1,123 @@
+//! What the outbox has when a call ends, and when it is dropped.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use onlyonce_client::{Client, Error, Outcome, Refusal};
+use onlyonce_wire::client::{Answer, Limit};
+use tempfile::TempDir;
+
+use crate::builder;
+use crate::fake::{FakeNode, Model, Reaction, Received, until};
+
+fn folder() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("outbox");
+    (folder, path)
+}
+
+fn client(node: &FakeNode, outbox: &Path) -> Client {
+    let deadline = Duration::from_millis(300);
+    builder([node]).outbox(outbox).deadline(deadline).build().expect("opens")
+}
+
+/// What a client would find if this one were killed now.
+async fn found(node: &FakeNode, outbox: &Path) -> Vec<Result<Outcome, Error>> {
+    let copy = outbox.with_extension("copy");
+    std::fs::copy(outbox, &copy).expect("copied");
+    let recovered = client(node, &copy).recover().await;
+    recovered.into_iter().map(|recovered| recovered.result).collect()
+}
+
+fn refuse(refusal: Refusal) -> impl FnMut(&Received) -> Reaction {
+    move |received| match received.execute() {
+        Some(_) => Reaction::Answer(Answer::Refused(refusal.clone())),
+        None => Reaction::Serve,
+    }
+}
+
+/// Whoever is told that a request never took effect may send it as a new one: the outbox has it no
+/// more, whenever the client dies afterwards.
+#[tokio::test]
+async fn what_never_ran_is_withdrawn_before_that_is_told() {
+    let model = Model::shared();
+    for refusal in [Refusal::Busy(Limit::Queue), Refusal::Mismatch, Refusal::Invalid("no".into())] {
+        let node = FakeNode::start(&model, refuse(refusal.clone())).await;
+        let (_folder, path) = folder();
+        let client = client(&node, &path);
+        let error = client.incr("n", 1).await.expect_err("refused");
+        assert!(matches!(error, Error::NotSent(_) | Error::Refused(_)), "{error:?}");
+        node.script(|_| Reaction::Serve);
+        assert!(found(&node, &path).await.is_empty(), "{refusal}");
+        assert!(client.recover().await.is_empty(), "{refusal}");
+    }
+    assert_eq!(client_value(&model).await, None, "nothing ran");
+}
+
+async fn client_value(model: &std::sync::Arc<std::sync::Mutex<Model>>) -> Option<bytes::Bytes> {
+    let node = FakeNode::start(model, |_| Reaction::Serve).await;
+    builder([&node]).build().expect("an address").get("n").await.expect("read")
+}
+
+/// A request that nobody answers is found, by this client and by the next, and runs once.
+#[tokio::test]
+async fn what_may_run_is_found() {
+    let model = Model::shared();
+    let lose = |received: &Received| match received.execute() {
+        Some(_) => Reaction::LoseAnswer,
+        None => Reaction::Serve,
+    };
+    let node = FakeNode::start(&model, lose).await;
+    let (_folder, path) = folder();
+    let client = client(&node, &path);
+    let error = client.incr("n", 1).await.expect_err("no answer");
+    assert!(matches!(error, Error::Unresolved(_)), "{error:?}");
+    node.script(|_| Reaction::Serve);
+    for _ in 0..2 {
+        let found = found(&node, &path).await;
+        assert!(matches!(found[..], [Ok(Outcome::Integer(1))]), "{found:?}");
+    }
+    let [recovered] = &client.recover().await[..] else { panic!("it was given up") };
+    assert!(matches!(recovered.result, Ok(Outcome::Integer(1))), "{recovered:?}");
+    assert!(client.recover().await.is_empty());
+    assert_eq!(client_value(&model).await.as_deref(), Some(&b"1"[..]));
+}
+
+/// A call that is dropped may still take effect, once: it stays in the outbox, sent or not.
+#[tokio::test]
+async fn a_dropped_call_is_left_behind() {
+    let model = Model::shared();
+    let node = FakeNode::start(&model, |received| match received.execute() {
+        Some(_) => Reaction::Ignore,
+        None => Reaction::Serve,
+    })
+    .await;
+    let (_folder, path) = folder();
+    let client = builder([&node]).outbox(&path).build().expect("opens");
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { client.incr("n", 1).await }
+    });
+    until("a request", || !node.executes().is_empty()).await;
+    call.abort();
+    assert!(call.await.expect_err("it was aborted").is_cancelled());
+    node.script(|_| Reaction::Serve);
+    let [recovered] = &client.recover().await[..] else { panic!("it was dropped") };
+    assert!(matches!(recovered.result, Ok(Outcome::Integer(1))), "{recovered:?}");
+}
+
+/// The next client finds nothing of a request whose answer came, or finds the same answer.
+#[tokio::test]
+async fn what_ran_is_let_go() {
+    let model = Model::shared();
+    let node = FakeNode::start(&model, |_| Reaction::Serve).await;
+    let (_folder, path) = folder();
+    let first = client(&node, &path);
+    assert_eq!(first.incr("n", 1).await.expect("counted"), 1);
+    let found = found(&node, &path).await;
+    assert!(matches!(found[..], [] | [Ok(Outcome::Integer(1))]), "{found:?}");
+    drop(first);
+    let second = client(&node, &path);
+    assert!(second.recover().await.is_empty(), "a client that ends in order leaves nothing");
+    assert_eq!(second.incr("n", 1).await.expect("counted"), 2);
+}
