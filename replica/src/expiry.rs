@@ -7,6 +7,7 @@ use onlyonce_storage::Entry;
 use onlyonce_storage::limits::OVERLAY_BYTES_MAX;
 
 use crate::marks::Mark;
+use crate::mutations::Rule;
 use crate::replica::{Replica, Role, Stop};
 
 impl Replica {
@@ -18,10 +19,14 @@ impl Replica {
             return Ok(());
         }
         let (now, wall, index) = (self.now, self.wall(), self.open_index());
+        let early = self.breaks(Rule::KeySweptEarly);
         let Role::Primary(primary) = &mut self.role else { return Ok(()) };
         let Some(table) = &mut primary.table else { return Ok(()) };
-        let advanced = table.keys_mut().advance(now, wall, index);
-        let forgotten = table.keys_mut().sweep(&self.state, FORGOTTEN_AT_ONCE)?;
+        let advanced = table.keys_mut().advance(now, wall, index, &mut self.marks);
+        let forgotten = table.keys_mut().sweep(&self.state, FORGOTTEN_AT_ONCE, early)?;
+        if forgotten.is_some() {
+            self.marks.hit(Mark::KeysForgotten);
+        }
         let entries = advanced.into_iter().chain(forgotten).map(|effects| Entry { effects });
         entries.into_iter().try_for_each(|entry| self.add_entry(entry))
     }

@@ -27,6 +27,7 @@ use onlyonce_wire::{IdempotencyKey, limits};
 use crate::Stop;
 use crate::duplicates::{Found, Verdict, delete, put};
 use crate::event::{Moment, WallTime};
+use crate::marks::{Mark, Marks};
 use crate::rows::{FIRST_EXPIRY, KEY_CLOCK, KEY_COUNT, KeyClock, KeyRow, ReplyRow, decode_count};
 
 /// The clock is logged so many times in a retention, but neither too often nor too rarely.
@@ -73,6 +74,13 @@ impl Keys {
                 is_due: true,
             },
         })
+    }
+
+    /// Breaks [`Rule::FloorLowered`](crate::mutations::Rule::FloorLowered).
+    pub(crate) fn lower_floor(&mut self) {
+        if let Some(clock) = &mut self.clock {
+            clock.floor = WallTime(0);
+        }
     }
 
     pub(crate) fn count(&self) -> u64 {
@@ -168,6 +176,7 @@ impl Keys {
         now: Moment,
         wall: WallTime,
         index: Index,
+        marks: &mut Marks,
     ) -> Option<Vec<Effect>> {
         let due = (self.retention / LOGGED_PER_RETENTION).clamp(LOGGED_AFTER_MIN, LOGGED_AFTER_MAX);
         let target = wall.0.saturating_sub(milliseconds(self.retention));
@@ -178,6 +187,11 @@ impl Keys {
             Some(KeyClock { age_ms, floor, begun }) => {
                 let passed = self.unlogged_ms(now);
                 let most = floor.0 + passed * FLOOR_PER_AGE;
+                if target > most {
+                    marks.hit(Mark::FloorHeldByAge);
+                } else if target < floor.0 {
+                    marks.hit(Mark::FloorHeldByCalendar);
+                }
                 let floor = WallTime(target.min(most)).max(floor);
                 KeyClock { age_ms: age_ms + passed, floor, begun }
             }
@@ -192,33 +206,41 @@ impl Keys {
         Some(effects)
     }
 
-    /// Forgets keys that are due, at most `limit` of each kind.
+    /// Forgets keys that are due, at most `limit` of each kind. Never one whose request is not yet
+    /// committed: a copy of it would run before the first one is answered.
     pub(crate) fn sweep(
         &mut self,
         state: &State,
         limit: usize,
+        early: bool,
     ) -> Result<Option<Vec<Effect>>, Stop> {
         if !self.sweep.is_due {
             return Ok(None);
         }
-        let KeyClock { age_ms, floor, .. } = self.clock();
+        let KeyClock { mut age_ms, mut floor, .. } = self.clock();
+        if early {
+            // Breaks `Rule::KeySweptEarly`.
+            age_ms += milliseconds(self.retention / 4);
+            floor.0 += milliseconds(self.retention / 4);
+        }
         let mut effects = Vec::new();
         let mut forgotten = 0;
         let end = KeyRow::first_at(floor.0);
-        let timed = take(state, Table::Keys, &mut self.sweep.timed, &end, limit)?;
+        let (timed, more) = take(state, Table::Keys, &mut self.sweep.timed, &end, limit)?;
+        self.sweep.is_due = more;
         for row in &timed {
             delete(&mut effects, Table::Keys, row.clone());
             forgotten += 1;
         }
         let end = KeyRow::expiry(age_ms + 1, &[]);
-        let named = take(state, Table::Expiry, &mut self.sweep.named, &end, limit)?;
+        let (named, more) = take(state, Table::Expiry, &mut self.sweep.named, &end, limit)?;
+        self.sweep.is_due |= more;
         for expiry in &named {
             let (_, row) = KeyRow::read_expiry(expiry.clone())?;
             delete(&mut effects, Table::Expiry, expiry.clone());
             delete(&mut effects, Table::Keys, row);
             forgotten += 1;
         }
-        self.sweep.is_due = timed.len().max(named.len()) == limit;
         if forgotten == 0 {
             return Ok(None);
         }
@@ -240,24 +262,26 @@ pub(crate) fn clock_of_new_incarnation(state: &State, wall: WallTime) -> Result<
     Ok(Effect { table: Table::Expiry, key, value: Some(clock.encode()) })
 }
 
-/// The keys of up to `limit` rows from `start` on, which is moved behind them.
+/// The keys of up to `limit` committed rows from `start` on, which is moved behind them; and whether
+/// there are more rows.
 fn take(
     state: &State,
     table: Table,
     start: &mut Bytes,
     end: &[u8],
     limit: usize,
-) -> Result<Vec<Bytes>, Stop> {
-    let mut keys = Vec::new();
+) -> Result<(Vec<Bytes>, bool), Stop> {
+    let (mut keys, mut more) = (Vec::new(), false);
     if &start[..] >= end {
-        return Ok(keys);
+        return Ok((keys, more));
     }
     for row in state.scan(table, &start.clone(), Some(end)) {
         let row = row?;
         if row.value.is_none() {
             continue;
         }
-        if keys.len() == limit {
+        if keys.len() == limit || row.index > state.committed() {
+            more = true;
             break;
         }
         keys.push(row.key);
@@ -265,7 +289,7 @@ fn take(
     if let Some(last) = keys.last() {
         *start = [last, &[0][..]].concat().into();
     }
-    Ok(keys)
+    Ok((keys, more))
 }
 
 fn milliseconds(time: Duration) -> u64 {

@@ -124,6 +124,30 @@ marks! {
     WindowFull => "window_full",
     /// A request of a session with too many bytes of saved replies was refused.
     SavedRepliesFull => "saved_replies_full",
+    /// An idempotency key was forgotten by an entry.
+    KeysForgotten => "keys_forgotten",
+    /// The floor rose less than the calendar would have it: twice as fast as the age.
+    FloorHeldByAge => "floor_held_by_age",
+    /// The floor stayed where it was: the calendar was behind it.
+    FloorHeldByCalendar => "floor_held_by_calendar",
+    /// A timed key below the floor was refused.
+    ForgottenRefused => "forgotten_refused",
+    /// An id that makes no sense was refused, such as a key from the future.
+    InvalidIdRefused => "invalid_id_refused",
+    /// What is remembered of a key, or that a request is new, was not told for want of a lease.
+    RequestWithoutLease => "request_without_lease",
+    /// A request was cancelled before it ran.
+    CancelledBeforeItRan => "cancelled_before_it_ran",
+    /// A request that was to be cancelled had run.
+    CancelCameTooLate => "cancel_came_too_late",
+    /// A request that had been cancelled was refused.
+    CancelledRefused => "cancelled_refused",
+    /// Somebody asked what became of a request that was not yet committed.
+    OutcomePending => "outcome_pending",
+    /// Somebody asked what became of a request that nobody had seen.
+    OutcomeNeverSeen => "outcome_never_seen",
+    /// Somebody asked what became of a request that had ended.
+    OutcomeKnown => "outcome_known",
     /// A checkpoint began while later records were not committed.
     CheckpointBelowUncommitted => "checkpoint_below_uncommitted",
     /// A checkpoint began elsewhere than at a mark: the marks had passed during the one before.

@@ -61,6 +61,12 @@ rules! {
     LeftoverForgotten,
     /// A backup with a proposal of its own goes on acknowledging and echoing.
     ProposerPromises,
+    /// A cancel is told before anything of it is logged.
+    CancelNotLogged,
+    /// Idempotency keys are forgotten a quarter of the retention before they are due.
+    KeySweptEarly,
+    /// A new primary begins with a floor of its own, below the logged one.
+    FloorLowered,
 }
 
 impl Replica {

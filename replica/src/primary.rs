@@ -493,6 +493,9 @@ impl Replica {
         if self.breaks(Rule::WatermarkForgotten) {
             table.forget_watermarks();
         }
+        if self.breaks(Rule::FloorLowered) {
+            table.keys_mut().lower_floor();
+        }
         tracing::info!(
             sessions = table.sessions(),
             committed = self.state.committed().0,
@@ -501,7 +504,8 @@ impl Replica {
         if let Role::Primary(primary) = &mut self.role {
             primary.table = Some(table);
         }
-        Ok(())
+        // The clock is logged before the first key is remembered: how long that is kept rests on it.
+        self.forget_keys()
     }
 
     /// Whether this node may answer from its newest state: nobody else can be the primary now.

@@ -1,11 +1,13 @@
 //! What the primary tells of requests and sessions, without executing anything; and cancels.
 
 use onlyonce_storage::limits::OVERLAY_BYTES_MAX;
-use onlyonce_wire::client::{Answer, Fate, Limit, Question, Refusal};
+use onlyonce_wire::client::{Answer, Fate, Limit, Question, Refusal, RequestId};
 use onlyonce_wire::{SessionId, limits};
 
 use crate::duplicates::Verdict;
 use crate::event::ReplyTo;
+use crate::marks::Mark;
+use crate::mutations::Rule;
 use crate::replica::{Replica, Stop};
 
 impl Replica {
@@ -13,12 +15,16 @@ impl Replica {
     pub(crate) fn outcome(&mut self, from: ReplyTo, question: &Question) -> Result<(), Stop> {
         let table = self.role.open_table();
         let verdict = table.outcome(&self.state, self.now, question)?;
-        // That nobody has seen it is true only of the present.
-        let is_absent = matches!(
-            verdict,
-            Verdict::Known { answer: Answer::Fate { fate: Fate::NeverSeen, .. }, .. }
-        );
-        let verdict = if is_absent && !self.lease_holds() { Verdict::AskAgain } else { verdict };
+        if self.lacks_lease(matches!(question.id, RequestId::Key(_)), &verdict) {
+            self.reply(from, Answer::AskAgain);
+            return Ok(());
+        }
+        match fate_of(&verdict) {
+            Some(Fate::Pending) => self.marks.hit(Mark::OutcomePending),
+            Some(Fate::NeverSeen) => self.marks.hit(Mark::OutcomeNeverSeen),
+            Some(Fate::Done { .. } | Fate::Cancelled) => self.marks.hit(Mark::OutcomeKnown),
+            None => {}
+        }
         self.settle(from, verdict, Answer::AskAgain, Vec::new())
     }
 
@@ -33,8 +39,39 @@ impl Replica {
         let table = self.role.open_table();
         let (verdict, kept_for_ms) =
             table.cancel(&self.state, at, index, question, &mut effects)?;
+        if self.lacks_lease(matches!(question.id, RequestId::Key(_)), &verdict) {
+            self.reply(from, Answer::AskAgain);
+            return Ok(());
+        }
+        if matches!(verdict, Verdict::New) {
+            self.marks.hit(Mark::CancelledBeforeItRan);
+        } else if matches!(fate_of(&verdict), Some(Fate::Done { .. })) {
+            self.marks.hit(Mark::CancelCameTooLate);
+        }
         let cancelled = Answer::Fate { fate: Fate::Cancelled, kept_for_ms };
+        if matches!(verdict, Verdict::New) && self.breaks(Rule::CancelNotLogged) {
+            self.reply(from, cancelled);
+            return Ok(());
+        }
         self.settle(from, verdict, cancelled, effects)
+    }
+
+    /// Whether a verdict, on a request under a key or not, is true only of the present, and this node
+    /// cannot vouch for that: that nobody has seen a request, and whatever is remembered of a key, for
+    /// that is forgotten in time. That a key *is* forgotten, and what became of a session's request,
+    /// stays true.
+    pub(crate) fn lacks_lease(&mut self, is_key: bool, verdict: &Verdict) -> bool {
+        let Verdict::Known { answer, .. } = verdict else { return false };
+        let is_of_the_present = match answer {
+            Answer::Fate { fate: Fate::NeverSeen, .. } => true,
+            Answer::Fate { fate: Fate::Pending, .. } | Answer::Refused(Refusal::Forgotten) => false,
+            _ => is_key,
+        };
+        if !is_of_the_present || self.lease_holds() || self.breaks(Rule::TableWithoutLease) {
+            return false;
+        }
+        self.marks.hit(Mark::RequestWithoutLease);
+        true
     }
 
     /// Tells of the open sessions. They are a thing of the present, so it takes a lease.
@@ -58,5 +95,13 @@ impl Replica {
         let (session, newest) = table.show(&self.state, self.now, id)?;
         self.answer_at(newest, from, Answer::Session(session));
         Ok(())
+    }
+}
+
+/// What a verdict tells of a request.
+fn fate_of(verdict: &Verdict) -> Option<&Fate> {
+    match verdict {
+        Verdict::Known { answer: Answer::Fate { fate, .. }, .. } => Some(fate),
+        Verdict::Known { .. } | Verdict::New | Verdict::NotNow(_) | Verdict::AskAgain => None,
     }
 }

@@ -157,6 +157,10 @@ impl Replica {
             self.role.open_table().reopen(&id, self.now);
             verdict = Verdict::New;
         }
+        if self.lacks_lease(matches!(id, ExecuteId::Key(_)), &verdict) {
+            self.reply(from, Answer::AskAgain);
+            return Ok(());
+        }
         if !matches!(verdict, Verdict::New) {
             return self.settle(from, verdict, Answer::AskAgain, Vec::new());
         }
@@ -250,12 +254,12 @@ impl Replica {
                     Refusal::SessionExpired => Mark::ExpiredRefused,
                     Refusal::WindowFull { .. } => Mark::WindowFull,
                     Refusal::Busy(Limit::SavedReplies) => Mark::SavedRepliesFull,
-                    Refusal::Cancelled
-                    | Refusal::Forgotten
-                    | Refusal::OtherIncarnation { .. }
+                    Refusal::Cancelled => Mark::CancelledRefused,
+                    Refusal::Forgotten => Mark::ForgottenRefused,
+                    Refusal::Invalid(_) => Mark::InvalidIdRefused,
+                    Refusal::OtherIncarnation { .. }
                     | Refusal::Busy(_)
-                    | Refusal::TooLarge { .. }
-                    | Refusal::Invalid(_) => return,
+                    | Refusal::TooLarge { .. } => return,
                 }
             }
             Verdict::AskAgain => Mark::SessionFromTheFuture,

@@ -51,6 +51,29 @@ fn a_named_key_is_kept_for_the_retention() {
     assert_eq!(outcome(&anew), (Outcome::Integer(2), false));
 }
 
+/// A key is not forgotten while its request is under way, however long that takes: its copies join it.
+#[test]
+fn a_key_under_way_is_not_forgotten() {
+    for key in [IdempotencyKey::new("order-1").expect("a key"), timed(Duration::ZERO)] {
+        let mut node = Solo::new();
+        let first = node.ask(count(&key));
+        for _ in 0..60 {
+            node.now = node.now.after(HOUR);
+            node.wall = WallTime(node.wall.0 + HOUR.as_millis() as u64);
+            node.tick();
+        }
+        let copy = node.ask(count(&key));
+        assert_eq!((node.answer_to(first), node.answer_to(copy)), (None, None), "the disk hangs");
+        node.flush();
+        let mut told = |call| node.answer_to(call).map(|answer| outcome(&answer));
+        assert_eq!(told(first), Some((Outcome::Integer(1), false)), "{key}");
+        assert_eq!(told(copy), Some((Outcome::Integer(1), true)), "{key}");
+        node.tick();
+        node.flush();
+        assert_eq!(remembered(&node), 0, "now it is due");
+    }
+}
+
 /// The calendar has no say in when a named key is forgotten, nor have restarts: what a process did
 /// not log of its time does not count.
 #[test]

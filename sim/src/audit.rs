@@ -15,13 +15,9 @@ impl World {
             compared.map_err(|error| format!("I9: n{} at the end: {error}", at + 1))?;
         }
         for key in 0..self.plan.keys {
-            let history: Vec<_> = self
-                .history
-                .operations
-                .iter()
-                .filter(|(of, _)| *of == key)
-                .map(|(_, operation)| operation.clone())
-                .collect();
+            let of_key = self.history.operations.iter().filter(|it| it.key == key);
+            let history: Vec<_> =
+                of_key.flat_map(|it| it.judged(&self.ledger.fold.requests)).collect();
             check(&history).map_err(|found| format!("I10: key-{key}: {found}{history:#?}"))?;
         }
         Ok(())

@@ -1,22 +1,24 @@
 //! Model clients: they know the protocol's rules for clients, keep a history, and retry for ever.
+//! They repeat what others sent under idempotency keys, ask what became of requests, and cancel some.
 //! Now and then one probes: it sends what no client that keeps the rules would, and must be refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use onlyonce_history::{Action, Operation, Told};
+use onlyonce_history::{Action, Operation};
 use onlyonce_replica::Limits;
 use onlyonce_storage::limits::CHUNK;
 use onlyonce_wire::client::{
-    Answer, Consequence, Execute, ExecuteId, Failure, Outcome, Read, Refusal, Request, Write,
+    Answer, Consequence, Execute, ExecuteId, Fate, Fingerprint, Question, Read, Refusal, Request,
+    RequestId, Write,
 };
-use onlyonce_wire::{
-    IdempotencyKey, Incarnation, OpenedAt, Seq, Session, SessionId, client as wire, codec,
-};
+use onlyonce_wire::{Incarnation, OpenedAt, Seq, Session, SessionId, client as wire, codec};
 use rand::Rng;
 use rand::rngs::StdRng;
 
+use crate::history::{History, Invocation, decode, draw_key};
 use crate::plan::Plan;
+use crate::time::Calendar;
 
 /// The only incarnation of a simulated cluster.
 pub const INCARNATION: Incarnation = Incarnation(1);
@@ -33,6 +35,8 @@ pub struct Client {
     last_done: Option<Request>,
     last_over: Option<Session>,
     doubts: bool,
+    /// What it takes for the date.
+    pub calendar: Calendar,
     /// Whether it only reads.
     pub reads: bool,
     /// Calls under way, by the number that ties answers to them. Numbers are never used twice.
@@ -65,23 +69,20 @@ pub enum Purpose {
     Execute { operation: usize, seq: Option<u64> },
     /// It reads; the operation with this number in the history.
     Read { operation: usize },
+    /// It asks what became of a request, or cancels it: that of the operation with this number, if
+    /// it is one. Sent some times.
+    Question { operation: Option<usize>, left: u32 },
     /// It reads all rows, which is judged where it is answered.
     Scan,
     /// It breaks the rules: what it must never get is judged where it is answered. Sent a few times.
     Probe { left: u32 },
 }
 
-/// All operations of all clients, with their keys.
-#[derive(Default)]
-pub struct History {
-    /// The operations in the order of their invocation.
-    pub operations: Vec<(usize, Operation)>,
-}
-
 impl Client {
     /// A client that has done nothing yet.
-    pub fn new(rng: &mut StdRng) -> Self {
+    pub fn new(rng: &mut StdRng, plan: &Plan) -> Self {
         Self {
+            calendar: plan.draw_calendar(rng),
             session: SessionId(rng.random()),
             opened_at: None,
             next_seq: 1,
@@ -97,9 +98,9 @@ impl Client {
     }
 
     /// Forgets everything; what was under way stays unknown for ever.
-    pub fn crash(&mut self, rng: &mut StdRng) {
-        let next_call = self.next_call;
-        *self = Self { next_call, ..Self::new(rng) };
+    pub fn crash(&mut self, rng: &mut StdRng, plan: &Plan) {
+        let (calendar, next_call) = (self.calendar, self.next_call);
+        *self = Self { calendar, next_call, ..Self::new(rng, plan) };
     }
 
     /// Whether it may begin another request.
@@ -118,7 +119,22 @@ impl Client {
         {
             return self.call(Purpose::Probe { left: 4 }, request);
         }
+        if rng.random_ratio(plan.question_per_mille, 1_000)
+            && let Some(call) = self.ask(rng, history)
+        {
+            return call;
+        }
+        if rng.random_ratio(plan.repeat_per_mille, 1_000)
+            && let Some((operation, execute)) = history.any_keyed(rng).cloned()
+        {
+            let purpose = Purpose::Execute { operation, seq: None };
+            return self.call(purpose, Request::Execute(execute));
+        }
         let Some(opened_at) = self.opened_at else {
+            // A key needs no session.
+            if rng.random_ratio(plan.keyed_per_mille, 1_000) {
+                return self.operate(rng, plan, now, None, history);
+            }
             let request = Request::Open { incarnation: INCARNATION, session: self.session };
             return self.call(Purpose::Open, request);
         };
@@ -126,41 +142,100 @@ impl Client {
         match rng.random_range(0..if self.reads { 10 } else { 100 }) {
             0 | 1 if self.calls.is_empty() => {
                 let request = Request::Close { incarnation: INCARNATION, session };
-                return self.call(Purpose::Close, request);
+                self.call(Purpose::Close, request)
             }
             2 => {
                 let request = Request::KeepAlive { incarnation: INCARNATION, session };
-                return self.call(Purpose::KeepAlive, request);
+                self.call(Purpose::KeepAlive, request)
             }
             3 | 4 => {
                 let read = Read::Scan { start: Bytes::new(), end: None, limit: 100 };
-                return self.call(Purpose::Scan, Request::Read(read));
+                self.call(Purpose::Scan, Request::Read(read))
             }
-            _ => {}
+            _ => self.operate(rng, plan, now, Some(session), history),
         }
+    }
+
+    /// Begins an operation: in a session, if there is one, or under a key.
+    fn operate(
+        &mut self,
+        rng: &mut StdRng,
+        plan: &Plan,
+        now: u64,
+        session: Option<Session>,
+        history: &mut History,
+    ) -> u64 {
         let key = rng.random_range(0..plan.keys);
         let short = plan.limits.saved_reply_bytes < Limits::default().saved_reply_bytes;
+        let number = history.operations.len();
         let action = if self.reads {
             Action::Get
         } else {
-            draw_action(rng, history.operations.len(), short, plan.long_values && !short)
+            draw_action(rng, number, short, plan.long_values && !short)
         };
-        let operation = history.operations.len();
-        let invoked =
+        let operation =
             Operation { invoked: now, answered: None, action: action.clone(), told: None };
-        history.operations.push((key, invoked));
+        history.operations.push(Invocation { key, operation, under: None, cancelled: false });
         let name = key_name(key);
         let Some(write) = write_of(name.clone(), action) else {
             let request = Request::Read(Read::Get { key: name });
-            return self.call(Purpose::Read { operation }, request);
+            return self.call(Purpose::Read { operation: number }, request);
         };
-        if rng.random_ratio(1, 10) {
-            let key = IdempotencyKey::new(format!("once-{operation}")).expect("a short key");
-            let request = execute(ExecuteId::Key(key), &write);
-            return self.call(Purpose::Execute { operation, seq: None }, request);
-        }
+        let keyed = rng.random_ratio(plan.keyed_per_mille, 1_000);
+        let Some(session) = session.filter(|_| !keyed) else {
+            let key = draw_key(rng, self.calendar.show(now), number);
+            let execute = execute(ExecuteId::Key(key), &write);
+            history.add_keyed(number, execute.clone());
+            let purpose = Purpose::Execute { operation: number, seq: None };
+            return self.call(purpose, Request::Execute(execute));
+        };
         let (seq, id) = self.next_id(session);
-        self.call(Purpose::Execute { operation, seq: Some(seq) }, execute(id, &write))
+        let purpose = Purpose::Execute { operation: number, seq: Some(seq) };
+        self.call(purpose, Request::Execute(execute(id, &write)))
+    }
+
+    /// Asks what became of a request, or cancels it: of its own, one under way, one that it is yet to
+    /// send, one that was answered; or anybody's with a key.
+    fn ask(&mut self, rng: &mut StdRng, history: &History) -> Option<u64> {
+        let under_way = |call: &Call| match (&call.purpose, &call.request) {
+            (Purpose::Execute { operation, .. }, Request::Execute(execute)) => {
+                Some((Some(*operation), execute.clone()))
+            }
+            _ => None,
+        };
+        let (operation, execute) = match rng.random_range(0..8) {
+            0 => match self.last_done.clone()? {
+                Request::Execute(execute) => (None, execute),
+                _ => return None,
+            },
+            1 => {
+                let session = Session { id: self.session, opened_at: self.opened_at? };
+                let (seq, first_unacked) = (Seq(self.next_seq), Seq(1));
+                let id = ExecuteId::Session { session, seq, first_unacked };
+                (None, execute(id, &nothing()))
+            }
+            2..5 => self.calls.values().rev().find_map(under_way)?,
+            _ => {
+                let (operation, execute) = history.any_keyed(rng)?;
+                (Some(*operation), execute.clone())
+            }
+        };
+        let fingerprint = match rng.random_range(0..8) {
+            0 => Some(Fingerprint(rng.random())),
+            1..4 => Some(Fingerprint::of(&execute.operation)),
+            _ => None,
+        };
+        let id: RequestId = execute.id.request()?;
+        let question = Question { incarnation: INCARNATION, id, fingerprint };
+        let cancels = rng.random_ratio(2, 3);
+        let request = if cancels { Request::Cancel(question) } else { Request::Outcome(question) };
+        Some(self.call(Purpose::Question { operation, left: 12 }, request))
+    }
+
+    /// Asks about the request that it began last, at once: the two race each other.
+    pub fn race(&mut self, rng: &mut StdRng, plan: &Plan, history: &History) -> Option<u64> {
+        let races = rng.random_ratio(plan.question_per_mille, 2_000);
+        if races { self.ask(rng, history) } else { None }
     }
 
     fn next_id(&mut self, session: Session) -> (u64, ExecuteId) {
@@ -180,6 +255,7 @@ impl Client {
             | Purpose::Close
             | Purpose::KeepAlive
             | Purpose::Read { .. }
+            | Purpose::Question { .. }
             | Purpose::Scan
             | Purpose::Probe { .. } => None,
         });
@@ -205,9 +281,11 @@ impl Client {
         match rng.random_range(0..4) {
             // Once more, what was answered: the same answer, or none that executes it.
             0 => self.last_done.clone(),
-            // Its id, with other content.
+            // Its id, with other content; but a named key may be forgotten, and then that would run.
             1 => match self.last_done.clone()? {
-                Request::Execute(Execute { id, .. }) => Some(execute(id, &nothing())),
+                Request::Execute(Execute { id, .. }) if !is_named(&id) => {
+                    Some(Request::Execute(execute(id, &nothing())))
+                }
                 _ => None,
             },
             // A session that is over.
@@ -220,7 +298,7 @@ impl Client {
                     _ => {
                         let (seq, first_unacked) = (Seq(1_000_000), Seq(1_000_000));
                         let id = ExecuteId::Session { session, seq, first_unacked };
-                        execute(id, &nothing())
+                        Request::Execute(execute(id, &nothing()))
                     }
                 })
             }
@@ -233,7 +311,8 @@ impl Client {
                     return None;
                 }
                 let (seq, first_unacked) = (Seq(seq), Seq(first_unacked));
-                Some(execute(ExecuteId::Session { session, seq, first_unacked }, &nothing()))
+                let id = ExecuteId::Session { session, seq, first_unacked };
+                Some(Request::Execute(execute(id, &nothing())))
             }
         }
     }
@@ -250,7 +329,8 @@ impl Client {
         call.is_some_and(|call| matches!(call.purpose, Purpose::Probe { .. }))
     }
 
-    /// The bytes to send (again); none when the call is done. A probe ends after a few times.
+    /// The bytes to send (again); none when the call is done. A probe or a question ends after a few
+    /// times.
     pub fn send(&mut self, number: u64) -> Option<Request> {
         let oldest = Seq(self.first_unacked(self.next_seq));
         let call = self.calls.get_mut(&number)?;
@@ -262,7 +342,7 @@ impl Client {
             // The watermark of a probe, which nobody waits for, may have passed it.
             *first_unacked = oldest;
         }
-        if let Purpose::Probe { left } = &mut call.purpose {
+        if let Purpose::Probe { left } | Purpose::Question { left, .. } = &mut call.purpose {
             if *left == 0 {
                 self.calls.remove(&number);
                 return None;
@@ -281,7 +361,7 @@ impl Client {
             self.calls.remove(&number);
             return Taken::Done;
         }
-        let told = match answer {
+        let outcome = match answer {
             Answer::NotPrimary { primary, .. } => {
                 if let Some(primary) = primary {
                     self.target = primary.parse().expect("addresses are numbers here");
@@ -289,7 +369,7 @@ impl Client {
                 return Taken::Nothing;
             }
             Answer::AskAgain => return Taken::Nothing,
-            Answer::Refused(refusal) => return self.refused(number, &refusal),
+            Answer::Refused(refusal) => return self.refused(number, &refusal, history),
             Answer::Opened { opened_at } => {
                 self.opened_at = Some(opened_at);
                 None
@@ -299,44 +379,62 @@ impl Client {
                 return Taken::Done;
             }
             Answer::Executed { reply, .. } => {
-                let outcome = codec::decode::<Outcome, 65_536>(&reply).expect("an outcome decodes");
                 self.last_done = Some(call.request.clone());
-                Some(outcome)
+                Some(decode(&reply))
             }
             Answer::Read(outcome) => Some(outcome),
+            Answer::Fate { fate: Fate::Done { reply }, .. } => Some(decode(&reply)),
+            Answer::Fate { fate: Fate::Cancelled, .. } => {
+                self.calls.remove(&number);
+                return cancelled(purpose, history);
+            }
             Answer::Alive
-            | Answer::Fate { .. }
+            | Answer::Fate { fate: Fate::Pending | Fate::NeverSeen, .. }
             | Answer::Sessions { .. }
             | Answer::Session(_)
             | Answer::Status(_) => None,
         };
-        if let (Purpose::Execute { operation, .. } | Purpose::Read { operation }, Some(outcome)) =
-            (purpose, told)
-        {
-            let (_, operation) = &mut history.operations[operation];
-            operation.answered = Some(now);
-            operation.told = Some(self::told(outcome));
-        }
         self.calls.remove(&number);
-        Taken::Done
+        match (operation_of(purpose), outcome) {
+            (Some(operation), Some(outcome)) => match history.tell(operation, now, outcome) {
+                Ok(()) => Taken::Done,
+                Err(finding) => Taken::Broken(finding),
+            },
+            _ => Taken::Done,
+        }
     }
 
-    /// A void id ends its session: what was under way in it stays unknown. Anything else that is
+    /// A void id ends its session: what was under way in it stays unknown. A timed key may be
+    /// forgotten, or come from the future, and a request may be cancelled. Anything else that is
     /// definite must not happen to a client that keeps the rules.
-    fn refused(&mut self, number: u64, refusal: &Refusal) -> Taken {
-        match refusal.consequence() {
-            Consequence::TryLater => {
-                self.calls.get_mut(&number).expect("it is under way").blocked = true;
+    fn refused(&mut self, number: u64, refusal: &Refusal, history: &mut History) -> Taken {
+        let call = self.calls.get_mut(&number).expect("it is under way");
+        let purpose = call.purpose;
+        match (refusal.consequence(), refusal) {
+            (Consequence::TryLater, _) => {
+                call.blocked = true;
                 Taken::Nothing
             }
-            Consequence::IdVoid if matches!(refusal, Refusal::SessionExpired) => {
+            _ if matches!(purpose, Purpose::Question { .. }) => {
+                self.calls.remove(&number);
+                Taken::Done
+            }
+            (_, Refusal::SessionExpired) => {
                 let lost = self.calls.len();
-                let closing = self.calls[&number].purpose == Purpose::Close;
+                let closing = purpose == Purpose::Close;
                 self.calls.clear();
                 self.end_session(number);
                 if closing { Taken::Done } else { Taken::Expired { lost } }
             }
-            Consequence::IdVoid | Consequence::NeverRuns | Consequence::ThisCopy => {
+            (_, Refusal::Cancelled) => {
+                self.calls.remove(&number);
+                cancelled(purpose, history)
+            }
+            (_, Refusal::Forgotten | Refusal::Invalid(_)) if is_timed(&call.request) => {
+                self.calls.remove(&number);
+                Taken::Refused
+            }
+            (Consequence::IdVoid | Consequence::NeverRuns | Consequence::ThisCopy, _) => {
                 Taken::Broken(format!("call {number} was refused: {refusal}"))
             }
         }
@@ -361,9 +459,39 @@ fn is_invitation(answer: &Answer) -> bool {
     )
 }
 
-fn execute(id: ExecuteId, write: &wire::Operation) -> Request {
+/// The operation that a call is about.
+fn operation_of(purpose: Purpose) -> Option<usize> {
+    match purpose {
+        Purpose::Execute { operation, .. } | Purpose::Read { operation } => Some(operation),
+        Purpose::Question { operation, .. } => operation,
+        Purpose::Open
+        | Purpose::Close
+        | Purpose::KeepAlive
+        | Purpose::Scan
+        | Purpose::Probe { .. } => None,
+    }
+}
+
+fn cancelled(purpose: Purpose, history: &mut History) -> Taken {
+    match operation_of(purpose).map(|operation| history.cancel(operation)) {
+        Some(Err(finding)) => Taken::Broken(finding),
+        Some(Ok(())) | None => Taken::Done,
+    }
+}
+
+fn is_named(id: &ExecuteId) -> bool {
+    matches!(id, ExecuteId::Key(key) if key.time_ms().is_none())
+}
+
+/// Whether a request is sent under a timed key.
+fn is_timed(request: &Request) -> bool {
+    let Request::Execute(Execute { id: ExecuteId::Key(key), .. }) = request else { return false };
+    key.time_ms().is_some()
+}
+
+fn execute(id: ExecuteId, write: &wire::Operation) -> Execute {
     let operation = codec::encode(write).into();
-    Request::Execute(Execute { incarnation: INCARNATION, id, operation })
+    Execute { incarnation: INCARNATION, id, operation }
 }
 
 /// An operation that changes nothing, on a key that nothing changes.
@@ -377,6 +505,8 @@ pub enum Taken {
     Nothing,
     /// The call is done.
     Done,
+    /// The call is done, and what became of its request stays unknown.
+    Refused,
     /// The session is gone, and with it calls whose outcome stays unknown.
     Expired {
         /// How many.
@@ -416,19 +546,4 @@ fn write_of(key: Bytes, action: Action) -> Option<wire::Operation> {
         Action::Cas { expected, value } => wire::Operation::Cas { key, expected, value },
         Action::Get => return None,
     })
-}
-
-fn told(outcome: Outcome) -> Told {
-    match outcome {
-        Outcome::Done => Told::Done,
-        Outcome::Value(value) => Told::Value(value),
-        Outcome::Length(length) => Told::Number(i64::try_from(length).expect("short")),
-        Outcome::Integer(value) => Told::Number(value),
-        Outcome::Deleted(existed) => Told::Bool(existed),
-        Outcome::Compared { swapped, actual } => Told::Compared { swapped, actual },
-        Outcome::Failed(Failure::NotAnInteger | Failure::Overflow) => Told::Impossible,
-        other @ (Outcome::Failed(_) | Outcome::Rows { .. } | Outcome::Txn(_)) => {
-            panic!("an outcome that nothing here leads to: {other:?}")
-        }
-    }
 }

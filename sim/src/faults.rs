@@ -41,6 +41,8 @@ pub enum Fault {
     Fail,
     /// A process ends, and a bit flips on its disk.
     Rot,
+    /// Somebody sets a calendar, of a node or a client.
+    Calendar,
 }
 
 impl World {
@@ -85,7 +87,7 @@ impl World {
                 let client = self.rng.random_range(0..self.clients.len());
                 self.report.unknown += self.clients[client].calls.len() as u64;
                 self.report.see(Sight::ClientCrashed);
-                self.clients[client].crash(&mut self.rng);
+                self.clients[client].crash(&mut self.rng, &self.plan);
             }
             Fault::Slow => {
                 self.nodes[node].ailing.slow_until = until;
@@ -99,6 +101,7 @@ impl World {
             }
             Fault::Fail => self.order_failure(node),
             Fault::Rot => self.rot(node, while_),
+            Fault::Calendar => self.set_a_calendar(node),
         }
         let mean = self.plan.faults[&fault];
         let after = self.rng.random_range(0..2 * mean);
@@ -111,6 +114,17 @@ impl World {
         if both {
             self.cut_off.insert((other, one), until);
         }
+    }
+
+    fn set_a_calendar(&mut self, node: usize) {
+        let calendar = self.plan.draw_calendar(&mut self.rng);
+        if self.rng.random_ratio(1, 4) {
+            let client = self.rng.random_range(0..self.clients.len());
+            self.clients[client].calendar = calendar;
+        } else {
+            self.nodes[node].calendar = calendar;
+        }
+        self.report.see(Sight::CalendarSet);
     }
 
     fn isolate_leader(&mut self, until: u64) {
@@ -210,8 +224,8 @@ impl World {
             self.report.marks.add(&marks);
         }
         self.next_store += 1;
-        let (clock, generation) = (self.nodes[at].clock, self.nodes[at].generation);
-        self.nodes[at] = Node::new(at, StoreId(self.next_store), clock);
+        let Node { clock, calendar, generation, .. } = self.nodes[at];
+        self.nodes[at] = Node::new(at, StoreId(self.next_store), clock, calendar);
         self.nodes[at].generation = generation + 1;
         self.say(|world| format!("n{} has an empty disk: {}", at + 1, world.nodes[at].store));
     }

@@ -1,15 +1,15 @@
-//! What the committed history comes to: every version of every row, every session's life, every
-//! request that was executed. Read off the entries themselves, not with the code under test.
+//! What the committed history comes to: every version of every row, every session's life, and what
+//! became of every request. Read off the entries themselves, not with the code under test.
 
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
-use onlyonce_replica::KeyRow;
 use onlyonce_storage::{Entry, Index, Record, State, Table};
-use onlyonce_wire::client::{ExecuteId, Fingerprint};
+use onlyonce_wire::client::RequestId;
 use onlyonce_wire::{OpenedAt, Session, SessionId};
 
 use crate::ledger::Finding;
+use crate::requests::{Requests, clock_of, row_of};
 
 /// The committed history, folded.
 #[derive(Default)]
@@ -20,8 +20,8 @@ pub struct Fold {
     moment: u64,
     /// The lives of each session id, in order.
     sessions: HashMap<SessionId, Vec<Life>>,
-    /// Every request that was ever executed, by table and key of its duplicate row (I5).
-    executed: HashMap<(Table, Bytes), Executed>,
+    /// What became of every request (I5).
+    pub requests: Requests,
 }
 
 /// A value of a row.
@@ -42,17 +42,6 @@ pub struct Life {
     pub first_unacked: u64,
 }
 
-/// A request that took effect.
-#[derive(Clone, Debug)]
-pub struct Executed {
-    /// In this record.
-    pub index: Index,
-    /// Of its operation.
-    pub fingerprint: Fingerprint,
-    /// The reply that was saved with it.
-    pub reply: Bytes,
-}
-
 impl Fold {
     /// Takes the next record of the history.
     pub fn take(&mut self, record: &Record) -> Finding {
@@ -65,20 +54,23 @@ impl Fold {
         let is_duplicate_row = |table: Table, key: &Bytes| {
             table == Table::Replies || (table == Table::Keys && !key.is_empty())
         };
-        let mut requests = 0;
+        let (mut requests, mut executed) = (0, 0);
         for effect in &entry.effects {
             let Some(value) = &effect.value else { continue };
             if is_duplicate_row(effect.table, &effect.key) {
                 requests += 1;
-                self.execute(index, effect.table, &effect.key, value)?;
+                // That of a cancelled request has no fingerprint.
+                executed += u32::from(value.len() >= 16);
+                self.end(index, effect.table, &effect.key, value)?;
             }
         }
         let writes = entry.effects.iter().any(|effect| effect.table == Table::Kv);
-        if requests > 1 || (writes && requests != 1) {
+        if requests > 1 || (writes && executed != 1) {
             return Err(format!(
-                "I6: an entry of {index} has effects and {requests} duplicate rows"
+                "I6: an entry of {index} has effects and {requests} duplicate rows, {executed} with replies"
             ));
         }
+        self.requests.take_entry(index, entry)?;
         for effect in &entry.effects {
             if effect.table == Table::Sessions {
                 self.take_session(index, &effect.key, effect.value.as_ref(), requests == 1)?;
@@ -89,28 +81,17 @@ impl Fold {
         Ok(())
     }
 
-    /// I5, P5: a request runs once, and never in a session that is not open or below its watermark.
-    fn execute(&mut self, index: Index, table: Table, key: &Bytes, value: &Bytes) -> Finding {
-        // A key's row says first when it is forgotten.
-        let saved = value.get(if table == Table::Keys { 8 } else { 0 }..);
-        let (fingerprint, reply) =
-            saved.and_then(|it| it.split_at_checked(16)).ok_or("a duplicate row is short")?;
-        let fingerprint =
-            Fingerprint(u128::from_le_bytes(fingerprint.try_into().expect("16 bytes")));
-        let executed = Executed { index, fingerprint, reply: Bytes::copy_from_slice(reply) };
-        if self.executed.insert((table, key.clone()), executed).is_some() {
-            return Err(format!("I5: {} is executed twice, again at {index}", key.escape_ascii()));
-        }
+    /// I5, P5: a request ends once, and never in a session that is not open or below its watermark.
+    fn end(&mut self, index: Index, table: Table, key: &Bytes, value: &Bytes) -> Finding {
+        self.requests.end(index, (table, key), value)?;
         if table == Table::Replies {
             let (id, seq) = session_and_seq(key)?;
             let Some(life) = self.life(id).filter(|life| life.ended.is_none()) else {
-                return Err(format!(
-                    "P5: {index} executes request {seq} of session {id}, not open"
-                ));
+                return Err(format!("P5: {index} ends request {seq} of session {id}, not open"));
             };
             if seq < life.first_unacked {
                 return Err(format!(
-                    "P5: {index} executes request {seq} of session {id}, below its watermark {}",
+                    "P5: {index} ends request {seq} of session {id}, below its watermark {}",
                     life.first_unacked
                 ));
             }
@@ -136,11 +117,7 @@ impl Fold {
             life.ended = Some(index);
             return Ok(());
         };
-        let number = |at: usize| {
-            let bytes = value.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
-            bytes.map(u64::from_le_bytes).ok_or("a session's row is short")
-        };
-        let (opened_at, first_unacked) = (OpenedAt(number(0)?), number(8)?);
+        let (opened_at, first_unacked) = session_row(value)?;
         match open {
             Some(life) if life.opened_at == opened_at && life.first_unacked <= first_unacked => {
                 life.first_unacked = first_unacked;
@@ -168,17 +145,27 @@ impl Fold {
         lives.iter().find(|life| life.opened_at == session.opened_at)
     }
 
-    /// What came of a request, if it was executed.
-    pub fn executed(&self, id: &ExecuteId) -> Option<&Executed> {
-        let key = match id {
-            ExecuteId::Anonymous => return None,
-            ExecuteId::Key(key) => (Table::Keys, KeyRow::key(key)),
-            ExecuteId::Session { session, seq, .. } => {
-                let key = [session.id.0.to_be_bytes().as_slice(), &seq.0.to_be_bytes()].concat();
-                (Table::Replies, key.into())
+    /// Whether a request was new at a moment: nothing became of it, and it could have run.
+    pub fn was_new(&self, id: &RequestId, moment: u64) -> Result<bool, String> {
+        let (table, key) = row_of(id);
+        if self.value_at(table, &key, moment).is_some() {
+            return Ok(false);
+        }
+        Ok(match id {
+            RequestId::Key(key) => {
+                let clock = self.value_at(Table::Expiry, &Bytes::new(), moment);
+                let clock = clock.map(|row| clock_of(&row)).transpose()?;
+                key.time_ms().is_none_or(|time| clock.is_some_and(|(_, floor)| time >= floor))
             }
-        };
-        self.executed.get(&key)
+            RequestId::Seq { session, seq } => {
+                let row = Bytes::copy_from_slice(&session.id.0.to_be_bytes());
+                let row = self.value_at(Table::Sessions, &row, moment);
+                let row = row.map(|row| session_row(&row)).transpose()?;
+                row.is_some_and(|(opened_at, first_unacked)| {
+                    opened_at == session.opened_at && seq.0 >= first_unacked
+                })
+            }
+        })
     }
 
     /// The newest moment.
@@ -246,6 +233,15 @@ impl Fold {
 fn last_of(versions: &[Version], early: impl Fn(&Version) -> bool) -> Option<Bytes> {
     let end = versions.partition_point(early);
     versions[..end].last()?.value.clone()
+}
+
+/// When a session was opened, and its watermark.
+fn session_row(value: &Bytes) -> Result<(OpenedAt, u64), String> {
+    let number = |at: usize| {
+        let bytes = value.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
+        bytes.map(u64::from_le_bytes).ok_or("a session's row is short")
+    };
+    Ok((OpenedAt(number(0)?), number(8)?))
 }
 
 fn session_and_seq(key: &Bytes) -> Result<(SessionId, u64), String> {

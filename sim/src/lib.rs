@@ -11,7 +11,8 @@
 //! - `travel` → messages, answers, flushes, the authority, requests,
 //! - `faults` → what goes wrong, within what the promises allow to go wrong,
 //! - `node`, `client` → the two kinds of participants,
-//! - `ledger`, `fold` → the truth, and the invariants checked against it,
+//! - `history` → what the clients asked for and were told,
+//! - `ledger`, `fold`, `requests` → the truth, and the invariants checked against it,
 //! - `witness` → every answer, held against the truth,
 //! - `audit` → the end,
 //! - `outage` → how long one failure holds clients up,
@@ -22,10 +23,12 @@ mod audit;
 mod client;
 mod faults;
 mod fold;
+mod history;
 mod ledger;
 mod node;
 mod outage;
 mod plan;
+mod requests;
 mod run;
 mod tally;
 mod time;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use onlyonce_replica::{Config, Effect, Event, Marks, Mode, Moment, Replica, Timing};
+use onlyonce_replica::{Config, Effect, Event, Marks, Mode, Moment, Replica, Timing, WallTime};
 use onlyonce_storage::engine::memory::MemoryDisk;
 use onlyonce_storage::{
     Checkpointer, Incoming, Index, LogWriter, Mark, OpenError, Options, Record, StorageError, open,
@@ -14,7 +14,7 @@ use onlyonce_wire::status::Role;
 
 use crate::ledger::{Finding, Ledger};
 use crate::plan::Plan;
-use crate::time::Span;
+use crate::time::{Calendar, Span};
 
 /// A node.
 pub struct Node {
@@ -30,6 +30,10 @@ pub struct Node {
     pub generation: u64,
     /// Its clock against the world's: an offset, and a rate in thousandths of a thousandth.
     pub clock: Clock,
+    /// What it takes for the date.
+    pub calendar: Calendar,
+    /// What its process was told of it last.
+    pub wall: WallTime,
     /// The snapshot that took the place of its store, until that is opened.
     pub replaced: Option<Mark>,
     /// Events that wait while it stands still.
@@ -94,7 +98,7 @@ pub struct Process {
 
 impl Node {
     /// A node with an empty disk.
-    pub fn new(at: usize, store: StoreId, clock: Clock) -> Self {
+    pub fn new(at: usize, store: StoreId, clock: Clock, calendar: Calendar) -> Self {
         let (disk, ailing) = (MemoryDisk::new(), Ailing::default());
         Self {
             at,
@@ -103,6 +107,8 @@ impl Node {
             process: None,
             generation: 0,
             clock,
+            calendar,
+            wall: WallTime::default(),
             replaced: None,
             paused: None,
             ailing,
@@ -378,6 +384,7 @@ fn timing(plan: &Plan) -> Timing {
     let span = |span: Span| std::time::Duration::from_nanos(span);
     Timing {
         session_idle: span(plan.session_idle),
+        key_retention: span(plan.key_retention),
         checkpoint_interval: std::time::Duration::from_millis(300),
         ..Timing::default()
     }

@@ -129,11 +129,16 @@ impl Plan {
             repeated_per_mille: 0,
             stalled_per_mille: 0,
             probe_per_mille: 0,
+            // Tables that grow with every write would outgrow snapshots in tiny pieces.
+            keyed_per_mille: 100,
+            question_per_mille: 0,
+            repeat_per_mille: 0,
             rest_per_mille: 0,
             faults: BTreeMap::new(),
             duration: AWAY,
             min_copies: 1,
             session_idle: AWAY,
+            key_retention: AWAY,
             limits: onlyonce_replica::Limits::default(),
             ..drawn
         }

@@ -6,13 +6,13 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use onlyonce_replica::Limits;
+use onlyonce_replica::{Limits, Timing};
 use rand::Rng;
 use rand::rngs::StdRng;
 
 use crate::faults::Fault;
 use crate::run::Trial;
-use crate::time::{MILLISECOND, SECOND, Span};
+use crate::time::{Calendar, MILLISECOND, SECOND, Span};
 
 /// One world's parameters.
 #[derive(Clone, Debug)]
@@ -48,6 +48,12 @@ pub struct Plan {
     pub stalled_per_mille: u32,
     /// How often, of a thousand, a client sends what breaks the rules.
     pub probe_per_mille: u32,
+    /// How often, of a thousand, a change goes under an idempotency key.
+    pub keyed_per_mille: u32,
+    /// How often, of a thousand, a client repeats a request under a key that anybody used.
+    pub repeat_per_mille: u32,
+    /// How often, of a thousand, a client asks what became of a request, or cancels it.
+    pub question_per_mille: u32,
     /// How often, of a thousand, a client rests for long between two requests.
     pub rest_per_mille: u32,
     /// Whether some values are longer than a row of the tables may be.
@@ -56,6 +62,10 @@ pub struct Plan {
     pub faults: BTreeMap<Fault, Span>,
     /// Clocks run faster or slower by up to so many parts in a thousand.
     pub drift_per_mille: u32,
+    /// By how many milliseconds calendars may be wrong, of nodes and clients.
+    pub calendar_error: i64,
+    /// How long idempotency keys are remembered.
+    pub key_retention: Span,
     /// How many committed bytes make a checkpoint due.
     pub checkpoint_bytes: usize,
     /// How many bytes of records stay in the log.
@@ -75,9 +85,11 @@ pub struct Plan {
     pub broken: Option<onlyonce_replica::Rule>,
 }
 
+const DAY_MS: i64 = 24 * 3_600 * 1_000;
+
 /// Every fault: one world in so many has it, with a mean time of up to so many milliseconds between
 /// two.
-const FAULTS: [(Fault, u32, u64); 12] = [
+const FAULTS: [(Fault, u32, u64); 13] = [
     (Fault::Crash, 2, 4_000),
     (Fault::Blackout, 6, 10_000),
     (Fault::Partition, 2, 4_000),
@@ -90,6 +102,7 @@ const FAULTS: [(Fault, u32, u64); 12] = [
     (Fault::Fail, 5, 5_000),
     (Fault::Rot, 6, 6_000),
     (Fault::Isolate, 2, 4_000),
+    (Fault::Calendar, 4, 4_000),
 ];
 
 impl Plan {
@@ -105,6 +118,8 @@ impl Plan {
         let (repeated_per_mille, stalled_per_mille) = (sometimes(2, 40), sometimes(4, 5));
         let (drift_per_mille, probe_per_mille) = (sometimes(2, 9), sometimes(2, 60));
         let (late_swap_per_mille, die_proposing_per_mille) = (sometimes(3, 400), sometimes(4, 200));
+        let (keyed_per_mille, repeat_per_mille) = (100 + sometimes(2, 400), 10 + sometimes(2, 200));
+        let question_per_mille = 20 + sometimes(2, 200);
         let mut faults = BTreeMap::new();
         for (fault, one_in, milliseconds) in FAULTS {
             if rng.random_ratio(1, one_in) {
@@ -118,7 +133,7 @@ impl Plan {
         let most = Limits::default();
         let limits = Limits {
             window: tight(3, 1..8, most.window),
-            saved_reply_bytes: tight(6, 40..90, most.saved_reply_bytes),
+            saved_reply_bytes: tight(6, 17..70, most.saved_reply_bytes),
             append_bytes: tight(2, 1..300, most.append_bytes as u64) as usize,
         };
         Self {
@@ -137,10 +152,22 @@ impl Plan {
             flush_max: rng.random_range(1..5) * MILLISECOND,
             stalled_per_mille,
             probe_per_mille,
+            keyed_per_mille,
+            repeat_per_mille,
+            question_per_mille,
             rest_per_mille: 5,
             long_values: rng.random_ratio(1, 8),
             faults,
             drift_per_mille,
+            calendar_error: match rng.random_range(0..4) {
+                0 | 1 => 0,
+                2 => rng.random_range(1..10_000),
+                _ => rng.random_range(1..10 * DAY_MS),
+            },
+            key_retention: match rng.random_range(0..3) {
+                0 => Timing::default().key_retention.as_nanos() as Span,
+                _ => rng.random_range(200..4_000) * MILLISECOND,
+            },
             checkpoint_bytes: rng.random_range(1_000..20_000),
             log_tail_bytes: match rng.random_range(0..4) {
                 0 => 64 << 20,
@@ -158,5 +185,9 @@ impl Plan {
             #[cfg(feature = "mutations")]
             broken: trial.broken,
         }
+    }
+    /// A calendar as it may be in this world.
+    pub fn draw_calendar(&self, rng: &mut StdRng) -> Calendar {
+        Calendar(rng.random_range(-self.calendar_error..=self.calendar_error))
     }
 }

@@ -57,6 +57,10 @@ sights! {
     ClientCrashed => "client_crashed",
     /// A client's session expired under it.
     ClientExpired => "client_expired",
+    /// A calendar was set.
+    CalendarSet => "calendar_set",
+    /// A request under a named key ran again, long after it was forgotten.
+    KeyRanAnew => "key_ran_anew",
     /// A copy of a request was answered from the duplicate table.
     Replayed => "replayed",
 }

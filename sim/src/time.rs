@@ -3,6 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use onlyonce_replica::WallTime;
+
 /// A stretch of time in nanoseconds.
 pub type Span = u64;
 
@@ -10,6 +12,20 @@ pub type Span = u64;
 pub const MILLISECOND: Span = 1_000_000;
 /// One second.
 pub const SECOND: Span = 1_000 * MILLISECOND;
+
+/// When the world begins, in milliseconds since 1970.
+const WALL: u64 = 1_700_000_000_000;
+
+/// A machine's calendar, by how many milliseconds it is ahead of the world's.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Calendar(pub i64);
+
+impl Calendar {
+    /// What it shows.
+    pub fn show(self, world: u64) -> WallTime {
+        WallTime((WALL + world / MILLISECOND).saturating_add_signed(self.0))
+    }
+}
 
 /// What will happen, in the order of its times, and of its scheduling at equal times.
 pub struct Agenda<T> {

@@ -160,11 +160,12 @@ pub fn answer(answer: &Answer) -> String {
         Answer::Opened { opened_at } => format!("opened at {opened_at}"),
         Answer::Closed => "closed".to_owned(),
         Answer::Alive => "alive".to_owned(),
-        Answer::Executed { reply, replayed, .. } => {
+        Answer::Executed { reply, replayed, kept_for_ms } => {
             let outcome = codec::decode::<Outcome, 65_536>(reply);
             let outcome = outcome.map_or_else(|error| error.to_string(), |it| format!("{it:?}"));
             let how = if *replayed { "executed before" } else { "executed" };
-            format!("{how}: {outcome}")
+            let kept = kept_for_ms.map(|ms| format!(", kept for {ms} ms"));
+            format!("{how}: {outcome}{}", kept.unwrap_or_default())
         }
         Answer::Read(outcome) => format!("read {outcome:?}"),
         Answer::Fate { fate, .. } => format!("fate: {fate:?}"),

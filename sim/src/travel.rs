@@ -174,6 +174,10 @@ impl World {
             let one = &mut self.clients[client];
             let call = one.begin(&mut self.rng, &self.plan, now, &mut self.history);
             self.retry(client, call);
+            let one = &mut self.clients[client];
+            if let Some(call) = one.race(&mut self.rng, &self.plan, &self.history) {
+                self.retry(client, call);
+            }
             if let Some(call) = self.clients[client].doubt() {
                 self.retry(client, call);
             }
@@ -219,6 +223,10 @@ impl World {
             Taken::Nothing => Ok(()),
             Taken::Done => {
                 self.report.answered += 1;
+                Ok(())
+            }
+            Taken::Refused => {
+                self.report.unknown += 1;
                 Ok(())
             }
             Taken::Expired { lost } => {

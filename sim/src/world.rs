@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use onlyonce_replica::{Effect, Event, PeerMessage, ReadId, Replica, ReplyTo, WallTime};
+use onlyonce_replica::{Effect, Event, PeerMessage, ReadId, Replica, ReplyTo};
 use onlyonce_wire::StoreId;
 use onlyonce_wire::authority::{Register, Revision, Versioned};
 use onlyonce_wire::client::{Answer, Request};
@@ -10,8 +10,9 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use crate::audit::has_settled;
-use crate::client::{Client, History};
+use crate::client::Client;
 use crate::faults::Fault;
+use crate::history::History;
 use crate::ledger::{Finding, Ledger};
 use crate::node::{Clock, Node};
 use crate::plan::Plan;
@@ -24,8 +25,6 @@ use crate::witness::Copies;
 pub(crate) const TICK: Span = 5 * MILLISECOND;
 /// How long a healed world may take until everything is answered and everybody is a replica.
 const HEALING: Span = 120 * SECOND;
-/// When the world begins, in milliseconds since 1970.
-const WALL: u64 = 1_700_000_000_000;
 
 /// Something that will happen.
 pub enum Happening {
@@ -105,10 +104,10 @@ impl World {
                 offset: rng.random_range(0..1_000 * SECOND),
                 rate: rng.random_range(1_000_000 - drift..=1_000_000 + drift),
             };
-            Node::new(at, StoreId(at as u128 + 1), clock)
+            Node::new(at, StoreId(at as u128 + 1), clock, plan.draw_calendar(&mut rng))
         });
         let nodes: Vec<Node> = nodes.collect();
-        let clients = (0..plan.clients).map(|_| Client::new(&mut rng)).collect();
+        let clients = (0..plan.clients).map(|_| Client::new(&mut rng, &plan)).collect();
         let mut world = Self {
             next_store: 100,
             rng,
@@ -128,6 +127,7 @@ impl World {
             timeline,
             plan,
         };
+        world.ledger.fold.requests.times.retention_ms = world.plan.key_retention / MILLISECOND;
         world.say(|world| format!("plan {:?}", world.plan));
         world.populate();
         world
@@ -159,6 +159,8 @@ impl World {
                 for replica in self.nodes.iter().filter_map(|node| node.process.as_ref()) {
                     self.report.marks.add(replica.replica.marks());
                 }
+                let ran_anew = self.ledger.fold.requests.ran_anew();
+                self.report.sights[Sight::KeyRanAnew as usize] += ran_anew;
                 self.report.end_world();
                 return Ok(());
             }
@@ -199,7 +201,7 @@ impl World {
             Happening::Tick { node, generation } => {
                 if self.nodes[node].generation == generation {
                     self.agenda.schedule(TICK, Happening::Tick { node, generation });
-                    let wall = WallTime(WALL + self.agenda.now() / MILLISECOND);
+                    let wall = self.nodes[node].calendar.show(self.agenda.now());
                     return self.give(node, Event::Tick(wall));
                 }
             }
@@ -273,8 +275,14 @@ impl World {
         }
         let now = node.clock.show(world);
         let Some(process) = &mut node.process else { return Ok(()) };
+        let times = &mut self.ledger.fold.requests.times;
+        times.now = world;
+        if let Event::Tick(wall) = &event {
+            node.wall = *wall;
+            times.latest_wall_ms = times.latest_wall_ms.max(wall.0);
+        }
         if let Event::Request { from, .. } = &event {
-            self.copies.take_up(*from, &self.ledger);
+            self.copies.take_up(*from, &self.ledger, node.wall);
         }
         // A drained queue stays so until something else comes.
         let drained = matches!(event, Event::Drained);
@@ -330,7 +338,7 @@ impl World {
                     if matches!(answer, Answer::Executed { replayed: true, .. }) {
                         self.report.see(Sight::Replayed);
                     }
-                    let to = self.copies.answer(to, &answer, &self.ledger)?;
+                    let to = self.copies.answer(to, &answer, &mut self.ledger)?;
                     self.transmit(|_| Happening::Answer { to, answer: answer.clone() });
                 }
                 Effect::Know(_) | Effect::Release(_) => {}

@@ -226,8 +226,8 @@ pub enum Answer {
         reply: Bytes,
         /// Whether this answers a duplicate.
         replayed: bool,
-        /// How long the key will be remembered at least, in milliseconds: until then the request
-        /// may be sent again. None without a key.
+        /// How long the key will be remembered at least, in milliseconds since the request came:
+        /// until then it may be sent again. None without a key.
         kept_for_ms: Option<u64>,
     },
     /// To `Read`.

@@ -1,0 +1,313 @@
+//! What became of each request in the committed history: whether it ran or was cancelled, how long
+//! its key was to be remembered, and when it was forgotten.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use bytes::Bytes;
+use onlyonce_replica::{DRIFT_PER_MILLE, KeyRow};
+use onlyonce_storage::{Effect, Entry, Index, Table};
+use onlyonce_wire::client::{Fingerprint, RequestId};
+
+use crate::ledger::Finding;
+use crate::time::{MILLISECOND, Span};
+
+/// Whole milliseconds are logged and told: a promise may be short by as much.
+const ROUNDING: Span = 2 * MILLISECOND;
+
+/// What a request came to under its id, from the entry that says so until that is forgotten. Only a
+/// named key can have more than one: forgotten, it is like a new one.
+#[derive(Clone, Debug)]
+pub struct Fate {
+    /// In this record.
+    pub index: Index,
+    /// When that was committed.
+    pub at: u64,
+    /// What it came to.
+    pub became: Became,
+    /// The age at which a named key is forgotten.
+    forgotten_at: u64,
+    /// Until when somebody was told that the key would be remembered.
+    kept_until: u64,
+    /// The record that forgot the key, and when that was committed.
+    pub forgotten: Option<(Index, u64)>,
+}
+
+/// How a request ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Became {
+    /// It ran.
+    Executed {
+        /// Of its operation.
+        fingerprint: Fingerprint,
+        /// The reply that was saved with it.
+        reply: Bytes,
+    },
+    /// It was cancelled.
+    Cancelled,
+}
+
+/// What a world's calendars and configuration allow.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Times {
+    /// The world's time.
+    pub now: u64,
+    /// The latest that any node's calendar ever showed, in milliseconds since 1970.
+    pub latest_wall_ms: u64,
+    /// How long keys are remembered, in milliseconds.
+    pub retention_ms: u64,
+}
+
+/// All requests.
+#[derive(Default)]
+pub struct Requests {
+    /// As things stand around the nodes.
+    pub times: Times,
+    /// By table and key of the duplicate row.
+    fates: HashMap<(Table, Bytes), Vec<Fate>>,
+    /// The rows of keys that are remembered.
+    remembered: HashSet<Bytes>,
+    /// When named keys are to be forgotten, by their rows.
+    expiries: BTreeSet<(u64, Bytes)>,
+    /// The age and the floor, once logged.
+    clock: Option<(u64, u64)>,
+}
+
+/// The table and key of a request's duplicate row.
+pub fn row_of(id: &RequestId) -> (Table, Bytes) {
+    match id {
+        RequestId::Key(key) => (Table::Keys, KeyRow::key(key)),
+        RequestId::Seq { session, seq } => {
+            let key = [session.id.0.to_be_bytes().as_slice(), &seq.0.to_be_bytes()].concat();
+            (Table::Replies, key.into())
+        }
+    }
+}
+
+/// The age and the floor that a row tells of. Simulated clusters have one incarnation only, which
+/// began at no time.
+pub fn clock_of(row: &[u8]) -> Result<(u64, u64), String> {
+    match row.chunks(8).map(number).collect::<Result<Vec<_>, _>>()?[..] {
+        [age, floor, 0] => Ok((age, floor)),
+        _ => Err(format!("I6: {row:?} is no row of the key clock")),
+    }
+}
+
+fn number(bytes: &[u8]) -> Result<u64, String> {
+    let bytes = bytes.try_into().map_err(|_| "a number has another length".to_owned())?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// The time that the key in a row tells, if it is a timed one.
+fn time_of(row: &[u8]) -> Option<u64> {
+    let (kind, uuid) = row.split_at_checked(1)?;
+    let time: [u8; 6] = uuid.get(..6)?.try_into().ok()?;
+    let bytes = [&[0; 2][..], &time].concat().try_into().ok()?;
+    (kind == b"t").then_some(u64::from_be_bytes(bytes))
+}
+
+impl Requests {
+    /// What became of a request, in order.
+    pub fn fates(&self, id: &RequestId) -> &[Fate] {
+        self.fates.get(&row_of(id)).map_or(&[], Vec::as_slice)
+    }
+
+    /// How many requests ran anew under a named key that was forgotten.
+    pub fn ran_anew(&self) -> u64 {
+        let ran = |fate: &&Fate| matches!(fate.became, Became::Executed { .. });
+        let runs = self.fates.values().map(|fates| fates.iter().filter(ran).count() as u64);
+        runs.map(|runs| runs.saturating_sub(1)).sum()
+    }
+
+    /// Below this, keys without a row are refused.
+    pub fn floor_ms(&self) -> u64 {
+        self.clock.map_or(0, |(_, floor)| floor)
+    }
+
+    /// A duplicate row is put: the request runs, or is cancelled, for the first time (I5, P5).
+    pub fn end(&mut self, index: Index, (table, key): (Table, &Bytes), value: &Bytes) -> Finding {
+        let (forgotten_at, saved) = match table {
+            Table::Keys => {
+                let (age, saved) = value.split_at_checked(8).ok_or("a key's row is short")?;
+                (number(age)?, saved)
+            }
+            _ => (0, &value[..]),
+        };
+        let became = match saved.split_at_checked(16) {
+            Some((fingerprint, reply)) => {
+                let fingerprint = fingerprint.try_into().expect("16 bytes");
+                let fingerprint = Fingerprint(u128::from_le_bytes(fingerprint));
+                Became::Executed { fingerprint, reply: Bytes::copy_from_slice(reply) }
+            }
+            None if saved.is_empty() => Became::Cancelled,
+            None => return Err("a duplicate row is short".to_owned()),
+        };
+        let name = key.escape_ascii();
+        if table == Table::Keys {
+            self.is_kept_long_enough(key, forgotten_at)
+                .map_err(|error| format!("{index} remembers {name}: {error}"))?;
+            self.remembered.insert(key.clone());
+        }
+        let fates = self.fates.entry((table, key.clone())).or_default();
+        if let Some(fate) = fates.last() {
+            let before = match (&fate.became, fate.forgotten) {
+                (Became::Executed { .. }, None) => "executed",
+                (Became::Cancelled, None) => "cancelled",
+                (_, Some(_)) if time_of(key).is_some() => "forgotten",
+                (_, Some(_)) => "",
+            };
+            if !before.is_empty() {
+                return Err(format!("I5: {name} was {before}, and is {became:?} at {index}"));
+            }
+        }
+        let at = self.times.now;
+        let fate = Fate { index, at, became, forgotten_at, kept_until: 0, forgotten: None };
+        fates.push(fate);
+        Ok(())
+    }
+
+    /// P5: a timed key is news only above the floor; a named one is kept for the retention.
+    fn is_kept_long_enough(&self, key: &Bytes, forgotten_at: u64) -> Finding {
+        let (age, floor) = self.clock.ok_or("I6: no clock was logged before")?;
+        match time_of(key) {
+            Some(time) if time < floor => {
+                Err(format!("P5: its time {time} is below the floor {floor}"))
+            }
+            None if forgotten_at < age + self.times.retention_ms => {
+                Err(format!("P5: it is to be forgotten at {forgotten_at}, the age is {age}"))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// What an entry does to keys and their expiries, its duplicate row left aside.
+    pub fn take_entry(&mut self, index: Index, entry: &Entry) -> Finding {
+        let mut touched: BTreeSet<&[u8]> = BTreeSet::new();
+        let mut count = None;
+        for Effect { table, key, value } in &entry.effects {
+            match (table, value) {
+                (Table::Keys, Some(value)) if key.is_empty() => count = Some(number(value)?),
+                (Table::Keys, Some(_)) => {
+                    touched.insert(key);
+                }
+                (Table::Keys, None) => {
+                    touched.insert(key);
+                    self.forget(index, key)?;
+                }
+                (Table::Expiry, Some(clock)) if key.is_empty() => self.tell_time(index, clock)?,
+                (Table::Expiry, value) => {
+                    let (age, row) = key.split_at_checked(8).ok_or("an expiry is short")?;
+                    let age = u64::from_be_bytes(age.try_into().expect("8 bytes"));
+                    let expiry = (age, Bytes::copy_from_slice(row));
+                    let fits = match value {
+                        Some(_) => self.expiries.insert(expiry),
+                        None => self.expiries.remove(&expiry),
+                    };
+                    if !fits {
+                        return Err(format!("I6: the expiry {} at {index}", key.escape_ascii()));
+                    }
+                    touched.insert(row);
+                }
+                (Table::Kv | Table::Sessions | Table::Replies, _) => {}
+            }
+        }
+        touched.iter().try_for_each(|row| self.has_its_expiry(index, row))?;
+        if touched.is_empty() || count == Some(self.remembered.len() as u64) {
+            return Ok(());
+        }
+        let keys = self.remembered.len();
+        Err(format!("I6: {index} counts {count:?} keys, but there are {keys}"))
+    }
+
+    /// I6: a named key that is remembered has an expiry, and no other key has.
+    fn has_its_expiry(&self, index: Index, row: &[u8]) -> Finding {
+        let row = Bytes::copy_from_slice(row);
+        let fate = self.fates.get(&(Table::Keys, row.clone())).and_then(|fates| fates.last());
+        let Some(fate) = fate else {
+            return Err(format!("I6: {index} touches the unknown key {}", row.escape_ascii()));
+        };
+        let due = fate.forgotten.is_none() && time_of(&row).is_none();
+        let name = row.escape_ascii().to_string();
+        if self.expiries.contains(&(fate.forgotten_at, row)) == due {
+            return Ok(());
+        }
+        Err(format!("I6: after {index} the expiry of {name} does not fit {fate:?}"))
+    }
+
+    /// A key is forgotten: only one that is due by the logged clock, and none that somebody was told
+    /// would be remembered.
+    fn forget(&mut self, index: Index, row: &Bytes) -> Finding {
+        let name = row.escape_ascii();
+        let (age, floor) = self.clock.unwrap_or_default();
+        if !self.remembered.remove(row) {
+            return Err(format!("I6: {index} forgets {name}, which is not remembered"));
+        }
+        let fates = self.fates.get_mut(&(Table::Keys, row.clone()));
+        let fate = fates.and_then(|fates| fates.last_mut()).expect("it is remembered");
+        let is_due = match time_of(row) {
+            Some(time) => time < floor,
+            None => fate.forgotten_at <= age,
+        };
+        if !is_due {
+            return Err(format!(
+                "P5: {index} forgets {name} before its time: age {age}, floor {floor}, {fate:?}"
+            ));
+        }
+        if fate.index >= index {
+            return Err(format!("P5: {index} forgets {name}, which is not yet committed"));
+        }
+        let now = self.times.now;
+        if fate.kept_until > now + ROUNDING {
+            return Err(format!(
+                "P5: {index} forgets {name} {} ms before what was told",
+                (fate.kept_until - now) / MILLISECOND
+            ));
+        }
+        fate.forgotten = Some((index, now));
+        Ok(())
+    }
+
+    /// The clock is logged: neither the age nor the floor ever sinks, the age is no faster than time,
+    /// and the floor neither twice as fast as the age nor nearer to all calendars than the retention.
+    fn tell_time(&mut self, index: Index, row: &Bytes) -> Finding {
+        let (age, floor) = clock_of(row)?;
+        let Times { now, latest_wall_ms, retention_ms } = self.times;
+        let fastest = now / MILLISECOND * u64::from(1_000 + DRIFT_PER_MILLE) / 1_000;
+        let latest = latest_wall_ms.saturating_sub(retention_ms);
+        let fits = match self.clock {
+            None => age == 0,
+            Some((old_age, old_floor)) => {
+                age >= old_age && floor >= old_floor && floor - old_floor <= 2 * (age - old_age)
+            }
+        };
+        if !fits || age > fastest || floor > latest {
+            return Err(format!(
+                "P5: {index} logs age {age} and floor {floor} after {:?}; at most {fastest} and {latest}",
+                self.clock
+            ));
+        }
+        self.clock = Some((age, floor));
+        Ok(())
+    }
+
+    /// Somebody who asked at `since` was told for how long a key will be remembered.
+    pub fn promise(
+        &mut self,
+        id: &RequestId,
+        (index, since): (Index, u64),
+        kept_for_ms: u64,
+    ) -> Finding {
+        let fates = self.fates.entry(row_of(id)).or_default();
+        let fate = fates.iter_mut().find(|fate| fate.index == index).expect("it was found there");
+        // The clock that it was counted by, and those that will go on, may be that fast.
+        let span = u128::from(kept_for_ms) * u128::from(MILLISECOND) * 1_000
+            / u128::from(1_000 + DRIFT_PER_MILLE);
+        let until = since.saturating_add(u64::try_from(span).unwrap_or(u64::MAX));
+        fate.kept_until = fate.kept_until.max(until);
+        match fate.forgotten {
+            Some((_, at)) if at + ROUNDING < until => {
+                Err(format!("P5: kept for {kept_for_ms} ms, but forgotten before that"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
