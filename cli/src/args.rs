@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use onlyonce_client::ClusterId;
+use onlyonce_client::{ClusterId, Semantics};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -27,7 +27,8 @@ Exit codes:
      effect; also when its answer came but could not be read or printed, which is then said
   2  usage
   3  unresolved: it may or may not have taken effect; do not send it again as a new request. Its
-     handle is printed, and names it; this release can only show it, a later one resumes it
+     handle is printed, and names it; this release can only show it, a later one resumes it.
+     With --semantics best-effort: uncounted, it may have taken effect several times
 
 Environment, where the option is not given (empty means not set):
   ONCE_NODES      as --nodes
@@ -86,6 +87,17 @@ pub struct Args {
     #[arg(long, global = true, value_name = "TIME", value_parser = duration, help_heading = GLOBAL)]
     pub deadline: Option<Duration>,
 
+    /// What to do about a reply that does not come: see docs/semantics.md
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "LEVEL",
+        default_value_t = SemanticsLevel::ExactlyOnce,
+        help_heading = GLOBAL
+    )]
+    pub semantics: SemanticsLevel,
+
     /// Print JSON. Keys and values that are UTF-8 are strings, others {"base64": "..."}
     #[arg(long, global = true, help_heading = GLOBAL)]
     pub json: bool,
@@ -93,6 +105,27 @@ pub struct Args {
     /// What to do
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// The ladder of semantics.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SemanticsLevel {
+    /// No id: sent again a few times, and takes effect as often as a copy arrives
+    BestEffort,
+    /// Under an id, sent once: unresolved when no reply comes
+    AtMostOnce,
+    /// Under an id, sent until there is a reply
+    ExactlyOnce,
+}
+
+impl From<SemanticsLevel> for Semantics {
+    fn from(level: SemanticsLevel) -> Self {
+        match level {
+            SemanticsLevel::BestEffort => Self::BestEffort,
+            SemanticsLevel::AtMostOnce => Self::AtMostOnce,
+            SemanticsLevel::ExactlyOnce => Self::ExactlyOnce,
+        }
+    }
 }
 
 /// The commands.

@@ -104,6 +104,7 @@ impl Printer {
             Error::NoAnswer(_) => ("no-answer", 1),
             Error::BadReply(_) => ("bad-reply", 1),
             Error::Unresolved(_) => ("unresolved", 3),
+            Error::Uncounted(_) => ("uncounted", 3),
         };
         let mut json = json!({ "error": status, "message": error.to_string() });
         if let Error::Unresolved(unresolved) = error {

@@ -82,7 +82,7 @@ fn builder(args: &Args) -> Result<ClientBuilder, End> {
         None => variable(AUTHORITY_VARIABLE)?.map(|address| (AUTHORITY_VARIABLE, address)),
         Some(address) => Some(("--authority", address.clone())),
     };
-    let mut builder = Client::builder().deadline(args.deadline);
+    let mut builder = Client::builder().deadline(args.deadline).semantics(args.semantics.into());
     if nodes.is_none() && authority.is_none() {
         builder = builder.nodes([DEFAULT_NODE]);
     }

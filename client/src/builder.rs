@@ -6,9 +6,9 @@ use std::time::Duration;
 use onlyonce_wire::ClusterId;
 use onlyonce_wire::limits::NAME_BYTES_MAX;
 
-use crate::Client;
 use crate::errors::BuildError;
 use crate::outbox::Outbox;
+use crate::{Client, Semantics};
 
 /// How long one attempt may take before the request is sent again.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -29,6 +29,8 @@ pub(crate) struct Options {
     pub(crate) deadline: Option<Duration>,
     pub(crate) one_shot: bool,
     pub(crate) outbox: Option<PathBuf>,
+    pub(crate) semantics: Semantics,
+    pub(crate) one_outstanding: bool,
 }
 
 impl ClientBuilder {
@@ -42,6 +44,8 @@ impl ClientBuilder {
                 deadline: None,
                 one_shot: false,
                 outbox: None,
+                semantics: Semantics::default(),
+                one_outstanding: false,
             },
         }
     }
@@ -101,6 +105,20 @@ impl ClientBuilder {
         self
     }
 
+    /// What to do about a reply that does not come (default: [`Semantics::ExactlyOnce`]).
+    pub fn semantics(mut self, semantics: Semantics) -> Self {
+        self.options.semantics = semantics;
+        self
+    }
+
+    /// One request at a time in a session: the others wait for it. This is the simplest rule by which
+    /// a server can forget: each request tells that the replies to all before it were seen. Without
+    /// this, many are outstanding, and each tells below which all replies were seen.
+    pub fn one_outstanding(mut self) -> Self {
+        self.options.one_outstanding = true;
+        self
+    }
+
     /// The client. Nothing is connected before the first call.
     pub fn build(mut self) -> Result<Client, BuildError> {
         let Options { nodes, authority, .. } = &mut self.options;
@@ -123,6 +141,9 @@ impl ClientBuilder {
         }
         let mut outbox = None;
         if let Some(path) = &self.options.outbox {
+            if self.options.semantics != Semantics::ExactlyOnce {
+                return Err(BuildError::OutboxSemantics);
+            }
             let opened = Outbox::open(path, self.options.cluster)
                 .map_err(|error| BuildError::Outbox { path: path.clone(), error })?;
             self.options.cluster = self.options.cluster.or(opened.cluster());
@@ -144,9 +165,9 @@ fn check(address: &str) -> Result<(), BuildError> {
 mod tests {
     use super::*;
 
-    /// What is no address is refused before anything is connected.
+    /// What cannot be is refused before anything is connected.
     #[test]
-    fn addresses_are_checked() {
+    fn options_are_checked() {
         assert_eq!(ClientBuilder::new().build().err(), Some(BuildError::NoNodes));
         for bad in ["", "localhost", ":7400", "localhost:", "localhost:http", "localhost:0"] {
             let built = ClientBuilder::new().nodes([bad]).build();
@@ -154,6 +175,9 @@ mod tests {
         }
         let etcd = ClientBuilder::new().authority("etcd://127.0.0.1:2379").build();
         assert!(matches!(etcd.err(), Some(BuildError::Authority { .. })));
+        let outbox = ClientBuilder::new().nodes(["n1:7400"]).outbox("never-made.outbox");
+        let weak = outbox.semantics(Semantics::AtMostOnce).build();
+        assert_eq!(weak.err(), Some(BuildError::OutboxSemantics));
         assert!(ClientBuilder::new().nodes(["[::1]:7400", "n1:7400"]).build().is_ok());
     }
 }

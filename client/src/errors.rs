@@ -8,6 +8,7 @@
 //! | [`Error::Unusable`] | no: the nodes given are not the cluster meant | after the configuration is put right |
 //! | [`Error::NoAnswer`] | it was a read, which changes nothing, or a question | yes |
 //! | [`Error::Unresolved`] | **not known** | no: it could take effect twice |
+//! | [`Error::Uncounted`] | **not known**, nor how often (best effort only) | if it does not matter how often, and in which order, it does |
 //! | [`Error::BadReply`] | yes, but its result cannot be shown | no |
 
 use std::fmt;
@@ -34,6 +35,10 @@ pub enum Error {
     /// Whether the request took effect is not known (yet).
     #[error("{0}")]
     Unresolved(Unresolved),
+    /// The request has no id, and some copies of it got no reply: it may have taken effect once for
+    /// each of them, or may yet. Only with [`Semantics::BestEffort`](crate::Semantics::BestEffort).
+    #[error("{0}")]
+    Uncounted(Uncounted),
     /// The deadline passed and no copy of the request is under way: it never took effect.
     #[error("{0}")]
     NotSent(NotSent),
@@ -184,6 +189,23 @@ pub enum UnresolvedReason {
     /// The handle does not carry the request's content, which was too long for it: nothing was
     /// sent. [`Client::resume_with`](crate::Client::resume_with) takes it.
     NoContent,
+    /// It was sent as often as the client's [`Semantics`](crate::Semantics) allow.
+    Unanswered,
+}
+
+impl fmt::Display for UnresolvedReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Deadline(within) => write!(f, "no answer within {within:?}"),
+            Self::Refused(refusal) => write!(f, "asked again: {refusal}"),
+            Self::BadReply(text) => write!(f, "a node answered {text}"),
+            Self::Unusable(why) => write!(f, "no node is left to ask: {why}"),
+            Self::NoContent => f.write_str(
+                "its content was too long for the handle and has to be given again; nothing was sent",
+            ),
+            Self::Unanswered => f.write_str("no reply, and it is not sent again"),
+        }
+    }
 }
 
 impl Unresolved {
@@ -228,23 +250,39 @@ impl fmt::Debug for Unresolved {
 impl fmt::Display for Unresolved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let UnresolvedParts { handle, reason, nodes, .. } = &*self.0;
-        f.write_str(
+        write!(
+            f,
             "unresolved: the request may or may not have taken effect, do not send it again as a new \
-             one; ",
+             one; {reason}"
         )?;
-        match reason {
-            UnresolvedReason::Deadline(within) => write!(f, "no answer within {within:?}")?,
-            UnresolvedReason::Refused(refusal) => write!(f, "asked again: {refusal}")?,
-            UnresolvedReason::BadReply(text) => write!(f, "a node answered {text}")?,
-            UnresolvedReason::Unusable(why) => write!(f, "no node is left to ask: {why}")?,
-            UnresolvedReason::NoContent => f.write_str(
-                "its content was too long for the handle and has to be given again; nothing was sent",
-            )?,
-        }
         if !nodes.0.is_empty() {
             write!(f, " ({nodes})")?;
         }
         write!(f, "; handle {handle}")
+    }
+}
+
+/// A request without an id, of which some copies got no reply.
+#[derive(Clone, Debug)]
+pub struct Uncounted {
+    /// The most often that it can have taken effect, now or later.
+    pub copies: u32,
+    /// Why the client stopped asking.
+    pub reason: UnresolvedReason,
+    /// What each node said last.
+    pub nodes: NodeReports,
+}
+
+impl fmt::Display for Uncounted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { copies, reason, nodes } = self;
+        let plural = if *copies == 1 { "y" } else { "ies" };
+        write!(
+            f,
+            "uncounted: {copies} cop{plural} of a request without an id got no reply; each may have \
+             taken effect, or may yet; {reason}"
+        )?;
+        if nodes.0.is_empty() { Ok(()) } else { write!(f, " ({nodes})") }
     }
 }
 
@@ -274,6 +312,9 @@ pub enum BuildError {
         /// What is the matter with it.
         error: OutboxError,
     },
+    /// An outbox, with semantics that never take a request up again.
+    #[error("an outbox is for exactly once: it sends again what another client had sent")]
+    OutboxSemantics,
 }
 
 /// Why a connection did not come about.

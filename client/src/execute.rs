@@ -14,7 +14,9 @@ use onlyonce_wire::codec;
 use onlyonce_wire::limits::{OPERATION_BYTES_MAX, REPLY_BYTES_MAX};
 
 use crate::cluster::Cluster;
-use crate::errors::{Error, NoAnswer, NotSent, Unresolved, UnresolvedReason, answer_name};
+use crate::errors::{
+    Error, NoAnswer, NotSent, Uncounted, Unresolved, UnresolvedReason, answer_name,
+};
 use crate::handle::{Handle, Home};
 use crate::keyed::{Executed, fresh_key};
 use crate::outbox::{Entry, Outbox, Sent};
@@ -104,9 +106,11 @@ impl Inner {
         }
     }
 
-    /// Gives the request its key, or a fresh id.
+    /// Gives the request its key, or a fresh id; or makes it one without, as best effort has it.
     async fn identify(&self, operation: &Bytes, progress: &mut Progress) -> Result<(), Stop> {
-        let is_keyed = progress.key.is_some() || self.cluster.options().one_shot;
+        let options = self.cluster.options();
+        let has_ids = options.semantics.has_ids();
+        let is_keyed = progress.key.is_some() || (options.one_shot && has_ids);
         let (incarnation, id) = if is_keyed || self.outbox.is_some() {
             let incarnation = self.cluster.first_incarnation(progress).await?;
             let key = progress.key.clone().unwrap_or_else(fresh_key);
@@ -119,6 +123,8 @@ impl Inner {
                 durable.wait().await.map_err(|error| Stop::Unusable(outbox.error(&error)))?;
             }
             (incarnation, ExecuteId::Key(key))
+        } else if !has_ids {
+            (self.cluster.first_incarnation(progress).await?, ExecuteId::Anonymous)
         } else {
             let ticket = self.sessions.begin(&self.cluster, progress).await?;
             let named = (ticket.registration.incarnation, ticket.id());
@@ -194,6 +200,7 @@ impl Inner {
             Stop::BadReply(text) if exposed => {
                 Self::unresolved(UnresolvedReason::BadReply(text), operation, progress)
             }
+            Stop::Unanswered => Self::unresolved(UnresolvedReason::Unanswered, operation, progress),
             Stop::Refused(refusal) => Error::Refused(refusal),
             Stop::Unusable(why) => Error::Unusable(why),
             Stop::BadReply(text) => Error::Unusable(format!("a node answered {text}")),
@@ -212,10 +219,13 @@ impl Inner {
         })
     }
 
-    /// Gives the request up without forgetting it.
+    /// Gives the request up without forgetting it; one without an id cannot be asked for.
     fn unresolved(reason: UnresolvedReason, operation: &Bytes, mut progress: Progress) -> Error {
-        let (incarnation, id) = progress.identity.take().expect("it was sent under an id");
-        let id = id.request().expect("requests without an id are never unresolved");
+        let (incarnation, id) = progress.identity.clone().expect("it was sent");
+        let Some(id) = id.request() else {
+            let (copies, nodes) = (progress.copies(), std::mem::take(&mut progress.reports));
+            return Error::Uncounted(Uncounted { copies, reason, nodes });
+        };
         let handle = Handle::new(progress.home(), incarnation, id, operation);
         let registration = progress.ticket.take().map(|ticket| {
             ticket.registration.leave_open();
@@ -226,6 +236,7 @@ impl Inner {
                 // It will never be answered otherwise.
                 UnresolvedReason::Refused(_) => entry.done(),
                 UnresolvedReason::Deadline(_)
+                | UnresolvedReason::Unanswered
                 | UnresolvedReason::BadReply(_)
                 | UnresolvedReason::Unusable(_)
                 | UnresolvedReason::NoContent => entry.leave(),
@@ -241,6 +252,7 @@ impl Inner {
         self.cluster.discover(&mut progress).await.map_err(|stop| match stop {
             Stop::Refused(refusal) => Error::Refused(refusal),
             Stop::Unusable(why) | Stop::BadReply(why) => Error::Unusable(why),
+            Stop::Unanswered => unreachable!("only requests under way are given up"),
         })?;
         let addresses = self.cluster.addresses();
         if addresses.is_empty() {
@@ -275,6 +287,7 @@ impl Inner {
             Ok(other) => Err(Error::BadReply(format!("{} to a read", answer_name(&other)))),
             Err(Stop::Unusable(why)) => Err(Error::Unusable(why)),
             Err(Stop::BadReply(text)) => Err(Error::BadReply(text)),
+            Err(Stop::Unanswered) => unreachable!("reads are asked again"),
         }
     }
 }

@@ -332,6 +332,7 @@ impl Inner {
             Ok(answer) => Ok(answer),
             Err(Stop::Unusable(why)) => Err(Error::Unusable(why)),
             Err(Stop::BadReply(text)) => Err(Error::BadReply(text)),
+            Err(Stop::Unanswered) => unreachable!("questions are asked again"),
         }
     }
 

@@ -43,6 +43,7 @@ mod handle;
 mod keyed;
 mod outbox;
 mod retry;
+mod semantics;
 mod session;
 mod txn;
 mod writes;
@@ -58,7 +59,8 @@ use onlyonce_wire::codec;
 
 pub use builder::ClientBuilder;
 pub use errors::{
-    BuildError, Error, NoAnswer, NodeReport, NodeReports, NotSent, Unresolved, UnresolvedReason,
+    BuildError, Error, NoAnswer, NodeReport, NodeReports, NotSent, Uncounted, Unresolved,
+    UnresolvedReason,
 };
 pub use fate::{Cancellation, Fate, RequestName, SessionPage};
 pub use handle::{Handle, HandleError};
@@ -74,6 +76,7 @@ pub use onlyonce_wire::{
     ClusterId, IdempotencyKey, Incarnation, OpenedAt, Seq, Session, SessionId,
 };
 pub use outbox::OutboxError;
+pub use semantics::Semantics;
 pub use txn::Txn;
 
 use crate::builder::Options;

@@ -4,7 +4,8 @@
 //! What an answer means for the request depends on its other copies. A copy that was answered with
 //! "did nothing" is out of the world; one that was lost, timed out, or answered with "cannot say" may
 //! still run or have run: from then on the request is *exposed*, and only an answer about the request
-//! itself ([`Answer::Executed`], or a refusal that covers every copy) ends it.
+//! itself ([`Answer::Executed`], or a refusal that covers every copy) ends it; or the client's
+//! [`Semantics`](crate::Semantics), by which only so many copies may go unanswered.
 //! [`Progress`] keeps that account, and outlives the loop's future when a deadline or the caller
 //! drops it.
 
@@ -56,6 +57,8 @@ pub(crate) enum Stop {
     Unusable(String),
     /// An answer that does not fit the question.
     BadReply(String),
+    /// As many copies of the request are unanswered as the client's semantics send.
+    Unanswered,
 }
 
 /// What became of a request so far. Dropping it with an unsettled ticket abandons the request.
@@ -73,8 +76,10 @@ pub(crate) struct Progress {
     pub(crate) entry: Option<Entry>,
     /// A copy may have left and its answer is still awaited.
     in_flight: bool,
-    /// A copy is neither answered nor awaited any more.
+    /// A copy is neither answered nor awaited any more; it may be another client's.
     exposed: bool,
+    /// How many of this client's copies are so.
+    unanswered: u32,
     /// The key that its caller chose for it.
     pub(crate) key: Option<IdempotencyKey>,
     /// Where a copy may have run: nobody else may be sent one, it would run it a second time.
@@ -124,6 +129,11 @@ impl Progress {
         self.identity.is_some() && (self.exposed || self.in_flight)
     }
 
+    /// How many of this client's copies of the request may have run, or may run yet.
+    pub(crate) fn copies(&self) -> u32 {
+        self.unanswered + u32::from(self.in_flight)
+    }
+
     /// Whether a copy of the request was answered.
     pub(crate) fn delivered(&self) -> bool {
         self.identity.is_some() && self.delivered
@@ -131,7 +141,8 @@ impl Progress {
 
     /// What went out so far were no copies of the request itself.
     pub(crate) fn nothing_sent(&mut self) {
-        (self.exposed, self.in_flight, self.delivered) = (false, false, false);
+        (self.exposed, self.unanswered) = (false, 0);
+        (self.in_flight, self.delivered) = (false, false);
         (self.home, self.asked) = (None, None);
     }
 
@@ -174,6 +185,7 @@ impl Progress {
         // What has no id is no request, and may be answered by anybody.
         if self.identity.is_some() {
             self.exposed = true;
+            self.unanswered = self.unanswered.saturating_add(1);
             self.home.get_or_insert(Home::of(by));
         }
     }
@@ -388,6 +400,12 @@ impl Cluster {
     /// One pausing call at a time looks for the primary at short intervals; the others come to take
     /// longer ones, and are woken as soon as any call finds a node that serves.
     pub(crate) async fn pause(&self, progress: &mut Progress) -> Result<(), Stop> {
+        let semantics = self.options().semantics;
+        if progress.identity.is_some()
+            && semantics.unanswered_max().is_some_and(|most| progress.unanswered >= most)
+        {
+            return Err(Stop::Unanswered);
+        }
         progress.fruitless += 1;
         let nodes = self.nodes_known();
         if progress.fruitless <= nodes {

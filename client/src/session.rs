@@ -5,7 +5,8 @@
 //! below it, replies are forgotten. So the watermark must never pass a request whose fate is open.
 //!
 //! - `first_unacked` is the smallest outstanding seq, or the next one when none is outstanding.
-//! - A seq is handed out only below `first_unacked + WINDOW`.
+//! - A seq is handed out only below `first_unacked + WINDOW`; with one outstanding request at a time
+//!   only `first_unacked` itself is.
 //! - A seq is never handed out twice, and a request keeps its seq as long as a copy may be under way.
 //! - A request that may have been sent and whose answer nobody awaits any more (its deadline passed,
 //!   or its future was dropped) never counts as answered. It *pins* the watermark, so its
@@ -46,6 +47,8 @@ pub(crate) struct Registration {
 
 #[derive(Debug)]
 struct Window {
+    /// How far a new seq may be ahead of the watermark.
+    limit: u64,
     /// The watermark: the smallest outstanding seq.
     first_unacked: u64,
     /// Whether each seq from `first_unacked` on is answered. Its first element is false.
@@ -60,7 +63,7 @@ impl Window {
 
     /// Hands out a seq and the watermark to send with it; none while the window is full.
     fn begin(&mut self) -> Option<(Seq, Seq)> {
-        if self.answered.len() as u64 >= WINDOW {
+        if self.answered.len() as u64 >= self.limit {
             return None;
         }
         let seq = self.next();
@@ -287,6 +290,7 @@ impl Sessions {
             session,
             incarnation,
             window: Mutex::new(Window {
+                limit: if cluster.options().one_outstanding { 1 } else { WINDOW },
                 first_unacked: 1,
                 answered: VecDeque::new(),
                 retired: false,
@@ -390,7 +394,7 @@ mod tests {
     use super::*;
 
     fn window() -> Window {
-        Window { first_unacked: 1, answered: VecDeque::new(), retired: false }
+        Window { limit: WINDOW, first_unacked: 1, answered: VecDeque::new(), retired: false }
     }
 
     /// The watermark is the smallest outstanding seq, whatever the order of the answers.
@@ -404,6 +408,17 @@ mod tests {
         assert_eq!(window.begin(), Some((Seq(5), Seq(2))));
         assert_eq!(window.settle(Seq(2)), 2);
         assert_eq!(window.begin(), Some((Seq(6), Seq(4))));
+    }
+
+    /// With one outstanding request each seq acknowledges all before it.
+    #[test]
+    fn one_outstanding_discards_all_before() {
+        let mut window = Window { limit: 1, ..window() };
+        for seq in 1..=3 {
+            assert_eq!(window.begin(), Some((Seq(seq), Seq(seq))));
+            assert_eq!(window.begin(), None, "{seq} is outstanding");
+            assert_eq!(window.settle(Seq(seq)), 1);
+        }
     }
 
     /// The window is counted from the oldest outstanding seq, not by how many are outstanding.

@@ -449,7 +449,7 @@ impl RecordedClient {
             }
             Ok(None) => self.shared.violation(format!("an odd answer to {recorded:?}")),
             // It may take effect at any time, or never.
-            Err(Error::Unresolved(_) | Error::BadReply(_)) => {}
+            Err(Error::Unresolved(_) | Error::Uncounted(_) | Error::BadReply(_)) => {}
             Err(
                 Error::Refused(_) | Error::NotSent(_) | Error::NoAnswer(_) | Error::Unusable(_),
             ) => *void = true,

@@ -296,7 +296,9 @@ impl Lane {
         }
         let open = self.open.take().expect("a request is under way");
         match (error, open) {
-            (Error::Unresolved(_) | Error::BadReply(_), open) => self.enter_open(open),
+            (Error::Unresolved(_) | Error::Uncounted(_) | Error::BadReply(_), open) => {
+                self.enter_open(open);
+            }
             (_, Open::Increment(_)) => {}
             (_, Open::Append { key, token }) => self.ledger.refused.push((key, token)),
         }

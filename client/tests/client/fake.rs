@@ -142,11 +142,13 @@ impl Model {
             let current = self.incarnation;
             return Answer::Refused(Refusal::OtherIncarnation { current });
         }
-        let request = execute.id.request().expect("nobody sends a request without an id");
-        let name = format!("{request:?}");
+        let name = match execute.id.request() {
+            Some(request) => format!("{request:?}"),
+            // No two are the same.
+            None => format!("anonymous {}", self.executed),
+        };
         match &execute.id {
-            ExecuteId::Key(_) => {}
-            ExecuteId::Anonymous => unreachable!("it has an id"),
+            ExecuteId::Key(_) | ExecuteId::Anonymous => {}
             ExecuteId::Session { session, seq, first_unacked } => {
                 let Some(watermark) = self.sessions.get_mut(session) else {
                     return Answer::Refused(Refusal::SessionExpired);
@@ -157,7 +159,7 @@ impl Model {
                 assert!(*seq >= watermark.first_unacked, "{seq} was acknowledged before it ended");
             }
         }
-        let kept_for_ms = matches!(request, RequestId::Key(_)).then_some(KEPT_FOR_MS);
+        let kept_for_ms = matches!(execute.id, ExecuteId::Key(_)).then_some(KEPT_FOR_MS);
         if self.cancelled.contains(&name) {
             return Answer::Refused(Refusal::Cancelled);
         }

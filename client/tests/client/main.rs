@@ -8,6 +8,7 @@ mod keys;
 mod outbox;
 mod refusals;
 mod retries;
+mod semantics;
 mod sessions;
 
 use std::time::Duration;
