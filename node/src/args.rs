@@ -104,6 +104,22 @@ pub struct ServeArgs {
     /// How log lines look on standard error [default: text].
     #[arg(long, value_name = "text|json")]
     pub log_format: Option<LogFormat>,
+    /// UNSAFE with "memory": forget at each start which requests were executed [default: durable].
+    ///
+    /// A request that is repeated after a restart then runs twice: see docs/semantics.md. Only for a
+    /// node alone, and only with --unsafe-demo; no file and no variable can ask for it.
+    #[arg(long, value_name = "durable|memory")]
+    pub duplicates: Option<DuplicatesPlace>,
+    /// I know that --duplicates memory makes requests run twice, and want to see it.
+    #[arg(long)]
+    pub unsafe_demo: bool,
+}
+
+/// Where the duplicate table lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum DuplicatesPlace {
+    Durable,
+    Memory,
 }
 
 impl ServeArgs {

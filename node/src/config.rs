@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use onlyonce_replica::{CHECKPOINT_BYTES, LOG_PIN_BYTES, LOG_TAIL_BYTES, Timing};
+use onlyonce_replica::{CHECKPOINT_BYTES, Duplicates, LOG_PIN_BYTES, LOG_TAIL_BYTES, Timing};
 use onlyonce_storage::limits::OVERLAY_BYTES_MAX;
 use onlyonce_wire::limits::{NAME_BYTES_MAX, REPLICAS_MAX};
 use serde::{Deserialize, Serialize};
 
-use crate::args::ServeArgs;
+use crate::args::{DuplicatesPlace, ServeArgs};
 use crate::authority::etcd::{EtcdAddress, SCHEME};
 use crate::exit::ExitError;
 
@@ -231,6 +231,7 @@ pub struct ServeConfig {
     pub scrub_pause: Duration,
     pub log_tail_bytes: usize,
     pub log_pin_bytes: usize,
+    pub duplicates: Duplicates,
 }
 
 impl ServeConfig {
@@ -262,10 +263,35 @@ impl ServeConfig {
             checkpoint_bytes: settings.checkpoint_bytes.unwrap_or_default(),
             log_tail_bytes: settings.log_tail_bytes.unwrap_or_default(),
             log_pin_bytes: settings.log_pin_bytes.unwrap_or_default(),
+            duplicates: Duplicates::Durable,
         };
         config.check_names()?;
         config.check_sizes()?;
         Ok(config)
+    }
+
+    /// Adds what only a flag can ask for, so that no file or variable does it by accident.
+    pub fn demonstrating(self, args: &ServeArgs) -> Result<Self, ExitError> {
+        let duplicates = match args.duplicates {
+            None | Some(DuplicatesPlace::Durable) => Duplicates::Durable,
+            Some(DuplicatesPlace::Memory) => Duplicates::Memory,
+        };
+        let refused = match (duplicates, args.unsafe_demo) {
+            (Duplicates::Durable, false) => None,
+            (Duplicates::Durable, true) => Some("--unsafe-demo is for --duplicates memory alone"),
+            (Duplicates::Memory, false) => Some(
+                "--duplicates memory makes requests run twice after a restart: \
+                 it is a demonstration, and needs --unsafe-demo",
+            ),
+            (Duplicates::Memory, true) if self.authority.is_some() => Some(
+                "--duplicates memory is a demonstration with one node alone: leave --authority out",
+            ),
+            (Duplicates::Memory, true) => None,
+        };
+        match refused {
+            Some(text) => Err(ExitError::Usage(text.to_owned())),
+            None => Ok(Self { duplicates, ..self }),
+        }
     }
 
     fn check_names(&self) -> Result<(), ExitError> {
@@ -493,6 +519,31 @@ mod tests {
         let names = ["ONCED_LEASE_MS", "ONCED_LOG", "ONCED_LEASE", "ONCE_DIR", "HOME", "ONCED_A"];
         let unknown = unknown_variables(names.into_iter().map(str::to_owned));
         assert_eq!(unknown, ["ONCED_A", "ONCED_LEASE"]);
+    }
+
+    /// That requests run twice must be asked for by two flags, and on a node alone.
+    #[test]
+    fn the_unsafe_demonstration_is_fenced() {
+        let demonstrating = |args: &ServeArgs| {
+            let settings = args.settings().or(Settings::defaults());
+            let config = ServeConfig::check(settings).expect("good settings").demonstrating(args);
+            config.map(|config| config.duplicates).map_err(|error| error.to_string())
+        };
+        let memory = ServeArgs { duplicates: Some(DuplicatesPlace::Memory), ..flags("n1") };
+        let refused = demonstrating(&memory).expect_err("one flag is not enough");
+        assert!(refused.contains("--unsafe-demo"), "{refused}");
+        let both = ServeArgs { unsafe_demo: true, ..memory };
+        assert_eq!(demonstrating(&both), Ok(Duplicates::Memory));
+        let cluster = ServeArgs { authority: Some("127.0.0.1:7300".to_owned()), ..both };
+        let refused = demonstrating(&cluster).expect_err("a cluster must not forget");
+        assert!(refused.contains("--authority"), "{refused}");
+        assert_eq!(demonstrating(&flags("n1")), Ok(Duplicates::Durable));
+        let alone = ServeArgs { unsafe_demo: true, ..flags("n1") };
+        demonstrating(&alone).expect_err("it means nothing alone");
+        let lookup = |name: &str| (name == "ONCED_DUPLICATES").then(|| "memory".to_owned());
+        let settings = Settings::effective(&flags("n1"), lookup).expect("settings");
+        let config = ServeConfig::check(settings).expect("good settings");
+        assert_eq!(config.duplicates, Duplicates::Durable, "no variable asks for it");
     }
 
     /// Settings that make no sense, or are not safe together, are refused with their values.

@@ -65,7 +65,7 @@ fn serve(args: &ServeArgs) -> Result<(), ExitError> {
     let settings = Settings::effective(args, |name| std::env::var(name).ok())?;
     let log_format = settings.log_format.unwrap_or_default();
     let printed = args.print_config.then(|| settings.clone());
-    let config = ServeConfig::check(settings)?;
+    let config = ServeConfig::check(settings)?.demonstrating(args)?;
     if let Some(settings) = printed {
         let text = toml::to_string(&settings).expect("settings are plain data");
         serve::say(text.trim_end());

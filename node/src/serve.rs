@@ -12,7 +12,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use onlyonce_replica::{Config, Effect, Mode, Replica};
+use onlyonce_replica::{Config, Duplicates, Effect, Mode, Replica};
 use onlyonce_storage::{Checkpointer, LogWriter, OpenError, Opened, Options};
 use onlyonce_wire::StoreId;
 use onlyonce_wire::authority::Member;
@@ -50,6 +50,12 @@ const WORK_FLUSHES: u32 = 30;
 /// Runs a node until SIGTERM or SIGINT.
 pub fn run(config: &ServeConfig) -> Result<(), ExitError> {
     allow_many_files();
+    if config.duplicates == Duplicates::Memory {
+        tracing::error!(
+            "UNSAFE DEMONSTRATION: --duplicates memory deletes all sessions, saved replies and \
+             idempotency keys at each start; requests that are repeated after a restart RUN TWICE"
+        );
+    }
     // Signals and listening sockets outlive a change of the store.
     let outer = tokio_runtime(1)?;
     let mut signals = outer.block_on(async { Signals::new() })?;
@@ -348,6 +354,7 @@ fn replica_config(config: &ServeConfig, me: Member) -> Config {
         log_tail_bytes: config.log_tail_bytes,
         log_pin_bytes: config.log_pin_bytes,
         checkpoint_bytes: config.checkpoint_bytes,
+        duplicates: config.duplicates,
         ..Config::new(me, mode, rand::random())
     }
 }

@@ -66,6 +66,10 @@ fn refusals_to_start_are_precise() {
         ),
         (&["serve", "--data", &data, "--name", "n 1"], "no spaces"),
         (&["serve", "--nonsense"], "--nonsense"),
+        (
+            &["serve", "--data", &data, "--name", "n1", "--duplicates", "memory"],
+            "run twice after a restart",
+        ),
         (&["serve", "--data", &data, "--name", "n1", "--authority", "a=h:1"], "not HOST:PORT"),
         (&["authority"], "--data"),
         (&["authority", "--data", &data, "--listen", "foo"], "--listen \"foo\" is not HOST:PORT"),

@@ -21,6 +21,16 @@ pub enum Mode {
     },
 }
 
+/// What becomes of the duplicate table when the process ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Duplicates {
+    /// It is as durable as the data.
+    #[default]
+    Durable,
+    /// It is forgotten: **requests run twice**. For a lone node that demonstrates it.
+    Memory,
+}
+
 /// Everything that shapes a replica's behaviour.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -44,6 +54,8 @@ pub struct Config {
     pub checkpoint_bytes: usize,
     /// Bounds that tests and simulations make tighter.
     pub limits: Limits,
+    /// What becomes of the duplicate table.
+    pub duplicates: Duplicates,
     /// The rule that this node breaks.
     #[cfg(feature = "mutations")]
     pub broken: Option<crate::Rule>,
@@ -64,6 +76,7 @@ impl Config {
             piece_bytes: PIECE_BYTES,
             checkpoint_bytes: CHECKPOINT_BYTES,
             limits: Limits::default(),
+            duplicates: Duplicates::default(),
             #[cfg(feature = "mutations")]
             broken: None,
         }

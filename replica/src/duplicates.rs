@@ -126,7 +126,8 @@ impl DuplicateTable {
         self.sessions.values_mut().for_each(|live| live.row.first_unacked = Seq(1));
     }
 
-    /// Breaks [`Rule::SessionReopened`](crate::mutations::Rule::SessionReopened).
+    /// Takes a session that is not known as open: for a [forgetful](crate::forgetful) node, and to
+    /// break [`Rule::SessionReopened`](crate::mutations::Rule::SessionReopened).
     pub(crate) fn reopen(&mut self, id: &ExecuteId, now: Moment) {
         if let ExecuteId::Session { session, .. } = id {
             let row =

@@ -42,6 +42,7 @@ mod duplicates;
 mod event;
 mod expiry;
 mod follower;
+mod forgetful;
 mod incarnation;
 mod keys;
 mod kv;
@@ -62,7 +63,7 @@ mod saved;
 mod snapshot;
 mod views;
 
-pub use config::{Config, DRIFT_PER_MILLE, Limits, Mode, Timing};
+pub use config::{Config, DRIFT_PER_MILLE, Duplicates, Limits, Mode, Timing};
 pub use event::{Effect, Event, Moment, ProposalResult, ReadId, ReplyTo, WallTime};
 pub use incarnation::{forced_view, is_forced_view};
 pub use limits::{CHECKPOINT_BYTES, LOG_PIN_BYTES, LOG_TAIL_BYTES, PIECE_BYTES};

@@ -21,6 +21,7 @@ use crate::agreement::Agreement;
 use crate::duplicates::DuplicateTable;
 use crate::event::{Effect, Moment, ReplyTo};
 use crate::follower::Follower;
+use crate::forgetful::Forgetting;
 use crate::incarnation::Ending;
 use crate::limits::{RECORD_BYTES_TARGET, RECORDS_IN_FLIGHT_MAX, REMEMBERED_MAX};
 use crate::marks::Mark;
@@ -38,6 +39,8 @@ pub(crate) struct Primary {
     pub(crate) opens_at: Index,
     /// How far the sessions of an earlier incarnation are ended, while this is not open.
     pub(crate) ending: Ending,
+    /// How far a forgetful node has forgotten.
+    pub(crate) forgetting: Forgetting,
     /// The view's backups, and learners.
     pub(crate) followers: BTreeMap<StoreId, Progress>,
     /// A learner that is nearly ready, and since when commits wait for it.
@@ -87,6 +90,7 @@ impl Replica {
             table: None,
             opens_at,
             ending: Ending::default(),
+            forgetting: Forgetting::default(),
             followers: BTreeMap::new(),
             candidate: None,
             open: Vec::new(),
@@ -485,7 +489,12 @@ impl Replica {
     /// no session is left that an earlier incarnation opened.
     pub(crate) fn open(&mut self) -> Result<(), Stop> {
         // The first tick tells the time, and comes soon.
-        if self.wall.is_none() || self.end_old_sessions()? {
+        if self.wall.is_none() {
+            return Ok(());
+        }
+        let waits =
+            if self.is_forgetful() { self.forget_duplicates() } else { self.end_old_sessions() };
+        if waits? {
             return Ok(());
         }
         let retention = self.config.timing.key_retention;

@@ -12,7 +12,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use crate::checkpoint::Checkpointing;
-use crate::config::{Config, Mode};
+use crate::config::{Config, Duplicates, Mode};
 use crate::duplicates::DuplicateTable;
 use crate::event::{Effect, Event, Moment, ReadId, WallTime};
 use crate::follower::Follower;
@@ -207,6 +207,10 @@ impl Replica {
             });
         }
         assert!(config.limits.are_safe(), "bounds above their defaults: {:?}", config.limits);
+        assert!(
+            config.duplicates == Duplicates::Durable || config.mode == Mode::Lone,
+            "only a lone node may forget duplicates"
+        );
         let mut saved =
             Saved::decode(saved).map_err(|error| StartError::Unreadable(error.to_string()))?;
         saved.me = Some(config.me.clone());

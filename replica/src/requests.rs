@@ -153,7 +153,8 @@ impl Replica {
         let at = (self.now, self.wall());
         let table = self.role.open_table();
         let mut verdict = table.look_up(&self.state, at, &id, fingerprint)?;
-        if self.breaks(Rule::SessionReopened) && is_expired(&verdict) {
+        let reopens = self.is_forgetful() || self.breaks(Rule::SessionReopened);
+        if reopens && is_expired(&verdict) {
             self.role.open_table().reopen(&id, self.now);
             verdict = Verdict::New;
         }

@@ -6,7 +6,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use onlyonce_replica::{Config, Effect, Event, Mode, Moment, Replica, ReplyTo, WallTime};
+use onlyonce_replica::{
+    Config, Duplicates, Effect, Event, Mode, Moment, Replica, ReplyTo, WallTime,
+};
 use onlyonce_storage::engine::memory::MemoryDisk;
 use onlyonce_storage::{Checkpointer, LogWriter, Options, open};
 use onlyonce_wire::authority::Member;
@@ -39,10 +41,15 @@ impl Solo {
     }
 
     pub fn open(disk: MemoryDisk) -> Self {
+        Self::open_as(disk, Duplicates::Durable)
+    }
+
+    fn open_as(disk: MemoryDisk, duplicates: Duplicates) -> Self {
         let opened = open(disk.disk(), &Options::new(7)).expect("opens");
         let (store, name, none) = (StoreId(7), "n1".to_owned(), String::new());
         let me = Member { store, name, client_address: none.clone(), peer_address: none };
-        let config = Config { checkpoint_bytes: 1 << 20, ..Config::new(me, Mode::Lone, 1) };
+        let checkpoint_bytes = 1 << 20;
+        let config = Config { checkpoint_bytes, duplicates, ..Config::new(me, Mode::Lone, 1) };
         let now = Moment(1_000_000_000);
         let (replica, effects) =
             Replica::new(config, opened.state, &opened.state_bytes, now).expect("starts");
@@ -60,16 +67,22 @@ impl Solo {
         solo.sort(effects);
         solo.flush();
         solo.tick();
+        solo.flush();
         assert!(solo.replica.status().serving, "a lone node serves at once");
         solo
     }
 
     /// What a kill leaves behind, opened again.
     pub fn reopen(self) -> Self {
+        self.reopen_as(Duplicates::Durable)
+    }
+
+    /// As [`reopen`](Self::reopen), by a node that keeps its duplicate table so.
+    pub fn reopen_as(self, duplicates: Duplicates) -> Self {
         let (disk, wall) = (self.disk.clone(), self.wall);
         drop(self);
         disk.crash(1);
-        let mut node = Self::open(disk);
+        let mut node = Self::open_as(disk, duplicates);
         node.wall = wall;
         node
     }
