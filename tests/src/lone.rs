@@ -19,8 +19,17 @@ impl Lone {
     /// When it does not.
     #[must_use]
     pub fn start(environment: Environment) -> Self {
+        Self::start_with(&[], environment)
+    }
+
+    /// As [`start`](Self::start), with further arguments.
+    ///
+    /// # Panics
+    /// When it does not serve.
+    #[must_use]
+    pub fn start_with(arguments: &[&str], environment: Environment) -> Self {
         let folder = folder();
-        let mut node = Node::new("n1", &folder.path().join("n1"), &[], environment);
+        let mut node = Node::new("n1", &folder.path().join("n1"), arguments, environment);
         node.start();
         node.wait_status("to serve", Status::serves);
         Self { node, _folder: folder }
