@@ -277,7 +277,6 @@ impl ServeConfig {
             Some(DuplicatesPlace::Memory) => Duplicates::Memory,
         };
         let refused = match (duplicates, args.unsafe_demo) {
-            (Duplicates::Durable, false) => None,
             (Duplicates::Durable, true) => Some("--unsafe-demo is for --duplicates memory alone"),
             (Duplicates::Memory, false) => Some(
                 "--duplicates memory makes requests run twice after a restart: \
@@ -286,7 +285,7 @@ impl ServeConfig {
             (Duplicates::Memory, true) if self.authority.is_some() => Some(
                 "--duplicates memory is a demonstration with one node alone: leave --authority out",
             ),
-            (Duplicates::Memory, true) => None,
+            (Duplicates::Durable, false) | (Duplicates::Memory, true) => None,
         };
         match refused {
             Some(text) => Err(ExitError::Usage(text.to_owned())),
