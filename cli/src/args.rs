@@ -249,6 +249,13 @@ pub struct Bench {
     /// How many keys (of 16 bytes) to choose from, uniformly
     #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub keys: u64,
+    /// Measure what exactly once costs: the same load under an id in a session, under a one-shot key,
+    /// and under none (best effort), in turn, and print the ratios
+    #[arg(long)]
+    pub compare: bool,
+    /// With --compare: how many times each is measured
+    #[arg(long, default_value_t = 3, value_name = "N", requires = "compare", value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub rounds: u32,
 }
 
 /// The operations of `bench`.

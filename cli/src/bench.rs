@@ -28,6 +28,8 @@ struct Shard {
     latencies_us: Histogram<u32>,
     errors: u64,
     last_error: Option<String>,
+    /// Those that ended after the clock.
+    late: u64,
 }
 
 /// One closed loop.
@@ -43,11 +45,19 @@ struct Loop {
 }
 
 /// What was measured.
-struct Report {
-    latencies_us: Histogram<u64>,
+pub struct Report {
+    pub latencies_us: Histogram<u64>,
     elapsed: Duration,
-    errors: u64,
+    pub errors: u64,
     last_error: Option<String>,
+    /// All that succeeded, also what ended after the clock.
+    pub succeeded: u64,
+}
+
+impl Report {
+    pub fn per_second(&self) -> f64 {
+        self.latencies_us.len() as f64 / self.elapsed.as_secs_f64()
+    }
 }
 
 /// Loads the cluster and prints what came of it. Exit 1 if nothing succeeded.
@@ -56,6 +66,13 @@ pub async fn bench(
     options: &Bench,
     printer: &Printer,
 ) -> Result<ExitCode, End> {
+    let report = load(&builder, options).await?;
+    print(&report, options, printer)?;
+    Ok(if report.latencies_us.is_empty() { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
+/// Loads the cluster.
+pub async fn load(builder: &ClientBuilder, options: &Bench) -> Result<Report, End> {
     if !(options.seconds > 0.0 && options.seconds < 1e6) {
         return Err(End::Usage("--seconds must be more than 0".to_owned()));
     }
@@ -71,8 +88,7 @@ pub async fn bench(
     for client in &clients {
         client.close().await;
     }
-    print(&report, options, printer)?;
-    Ok(if report.latencies_us.is_empty() { ExitCode::from(1) } else { ExitCode::SUCCESS })
+    Ok(report)
 }
 
 async fn warm_up(client: &Client, operation: BenchOperation) -> Result<(), Error> {
@@ -125,6 +141,7 @@ async fn measure(clients: &[Client], options: &Bench) -> Report {
         elapsed,
         errors: stuck,
         last_error: (stuck > 0).then(|| format!("no answer {DRAIN:?} after the end")),
+        succeeded: 0,
     };
     for shard in shards {
         let shard = shard.lock().expect("a loop panicked");
@@ -133,6 +150,7 @@ async fn measure(clients: &[Client], options: &Bench) -> Report {
             report.latencies_us.saturating_record_n(bucket.value_iterated_to(), count);
         }
         report.errors += shard.errors;
+        report.succeeded += shard.latencies_us.len() + shard.late;
         report.last_error = report.last_error.or_else(|| shard.last_error.clone());
     }
     report
@@ -141,7 +159,7 @@ async fn measure(clients: &[Client], options: &Bench) -> Report {
 impl Shard {
     fn new() -> Self {
         let latencies_us = Histogram::new_with_bounds(1, LATENCY_MAX_US, 3).expect("fine bounds");
-        Self { latencies_us, errors: 0, last_error: None }
+        Self { latencies_us, errors: 0, last_error: None, late: 0 }
     }
 }
 
@@ -156,7 +174,7 @@ impl Loop {
             let mut shard = self.shard.lock().expect("a loop panicked");
             match done {
                 // What ended after the clock is not part of the rate.
-                Ok(()) if stopped => {}
+                Ok(()) if stopped => shard.late += 1,
                 Ok(()) => shard.latencies_us.saturating_record(latency_us.max(1)),
                 Err(error) => {
                     shard.errors += 1;
@@ -209,7 +227,7 @@ fn counter_key(number: u64) -> Bytes {
 
 fn print(report: &Report, options: &Bench, printer: &Printer) -> Result<(), End> {
     let latencies = &report.latencies_us;
-    let ops_per_s = latencies.len() as f64 / report.elapsed.as_secs_f64();
+    let ops_per_s = report.per_second();
     let at = |quantile: f64| latencies.value_at_quantile(quantile);
     let (p50, p99, p999, max) = (at(0.5), at(0.99), at(0.999), latencies.max());
     if let Some(error) = &report.last_error {

@@ -1,13 +1,14 @@
 //! `once`: the command line of Onlyonce.
 //!
 //! `args` is what can be typed, `run` does it, `output` prints it (bare or as JSON), `txn` is the
-//! little language of transactions, `bench` the load generator, `pages` what is generated from the
-//! definitions of `args`.
+//! little language of transactions, `bench` the load generator, `compare` what exactly once costs,
+//! `pages` what is generated from the definitions of `args`.
 //!
 //! Exit codes: 0 done, 1 refused or a negative result, 2 usage, 3 unresolved.
 
 mod args;
 mod bench;
+mod compare;
 mod output;
 mod pages;
 mod run;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::args::{Args, Command};
 use crate::output::{End, Printer, escape, json_bytes, print_value};
-use crate::{bench, status, txn};
+use crate::{bench, compare, status, txn};
 
 /// Whom to ask when nobody is named.
 const DEFAULT_NODE: &str = "127.0.0.1:7400";
@@ -33,6 +33,9 @@ pub async fn run(args: Args, printer: &Printer) -> Result<ExitCode, End> {
     let builder = builder(&args)?;
     match args.command {
         Command::Status => return status::status(builder, printer).await,
+        Command::Bench(options) if options.compare => {
+            return compare::compare(&builder, &options, printer).await;
+        }
         Command::Bench(options) => return bench::bench(builder, &options, printer).await,
         command => {
             let client = builder.one_shot().build()?;

@@ -126,5 +126,6 @@ fn json_report((address, report): &Reported) -> Value {
         "applied": status.applied,
         "sessions": status.sessions,
         "idempotency_keys": status.idempotency_keys,
+        "logged_bytes": status.logged_bytes,
     })
 }

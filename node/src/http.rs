@@ -171,6 +171,7 @@ struct StatusPage<'a> {
     applied: u64,
     sessions: u64,
     idempotency_keys: u64,
+    logged_bytes: u64,
 }
 
 impl<'a> From<&'a NodeStatus> for StatusPage<'a> {
@@ -192,6 +193,7 @@ impl<'a> From<&'a NodeStatus> for StatusPage<'a> {
             applied: status.applied,
             sessions: status.sessions,
             idempotency_keys: status.idempotency_keys,
+            logged_bytes: status.logged_bytes,
         }
     }
 }

@@ -230,6 +230,7 @@ impl Replica {
         let entries = std::mem::take(&mut primary.open);
         primary.open_bytes = 0;
         let record = Arc::new(Record::new(view, index, committed, entries));
+        self.logged_bytes += record.bytes() as u64;
         self.state.push(Arc::clone(&record));
         self.write(record);
         self.feed_all()

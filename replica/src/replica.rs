@@ -72,6 +72,8 @@ pub struct Replica {
     pub(crate) role: Role,
     pub(crate) checkpointing: Checkpointing,
     pub(crate) marks: Marks,
+    /// The bytes of the records that it made.
+    pub(crate) logged_bytes: u64,
     pub(crate) now: Moment,
     /// As the last tick told it; none before the first.
     pub(crate) wall: Option<WallTime>,
@@ -239,6 +241,7 @@ impl Replica {
             lenient_until: now,
             checkpointing: Checkpointing::new(now),
             marks: Marks::default(),
+            logged_bytes: 0,
             now,
             wall: None,
             effects: Vec::new(),
@@ -555,6 +558,7 @@ impl Replica {
             applied: self.state.applied().0,
             sessions,
             idempotency_keys: keys,
+            logged_bytes: self.logged_bytes,
         }
     }
 

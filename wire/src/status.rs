@@ -66,4 +66,6 @@ pub struct NodeStatus {
     pub sessions: u64,
     /// Remembered idempotency keys (counted by the primary).
     pub idempotency_keys: u64,
+    /// The bytes of the records that it made as a primary, since the process started.
+    pub logged_bytes: u64,
 }
