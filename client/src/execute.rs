@@ -68,12 +68,12 @@ impl Inner {
         let (reply, replayed, kept_for) = match told {
             Ok(Ok(told)) => told,
             Ok(Err(stop)) => {
-                Self::withdraw(operation, &mut progress).await?;
-                return Err(Self::stopped(stop, operation, progress));
+                self.withdraw(operation, &mut progress).await?;
+                return Err(self.stopped(stop, operation, progress));
             }
             Err(limit) => {
-                Self::withdraw(operation, &mut progress).await?;
-                return Err(Self::at_deadline(limit, operation, progress));
+                self.withdraw(operation, &mut progress).await?;
+                return Err(self.at_deadline(limit, operation, progress));
             }
         };
         match decode_reply(&reply)? {
@@ -173,7 +173,7 @@ impl Inner {
     }
 
     /// That a request never took effect is told only once its outbox has it no more.
-    async fn withdraw(operation: &Bytes, progress: &mut Progress) -> Result<(), Error> {
+    async fn withdraw(&self, operation: &Bytes, progress: &mut Progress) -> Result<(), Error> {
         if progress.maybe_sent() {
             return Ok(());
         }
@@ -182,34 +182,34 @@ impl Inner {
         let (outbox, durable) = (entry.outbox(), entry.withdraw());
         durable.wait().await.map_err(|error| {
             let reason = UnresolvedReason::Unusable(outbox.error(&error));
-            let handle = Handle::new(progress.home(), incarnation, RequestId::Key(key), operation);
+            let handle = Handle::new(progress.home(self.cluster.id()), incarnation, RequestId::Key(key), operation);
             let nodes = std::mem::take(&mut progress.reports);
             Error::Unresolved(Unresolved::new(handle, reason, nodes, None))
         })
     }
 
-    fn stopped(stop: Stop, operation: &Bytes, progress: Progress) -> Error {
+    fn stopped(&self, stop: Stop, operation: &Bytes, progress: Progress) -> Error {
         let exposed = progress.maybe_sent();
         match stop {
             Stop::Refused(refusal) if exposed => {
-                Self::unresolved(UnresolvedReason::Refused(refusal), operation, progress)
+                self.unresolved(UnresolvedReason::Refused(refusal), operation, progress)
             }
             Stop::Unusable(why) if exposed => {
-                Self::unresolved(UnresolvedReason::Unusable(why), operation, progress)
+                self.unresolved(UnresolvedReason::Unusable(why), operation, progress)
             }
             Stop::BadReply(text) if exposed => {
-                Self::unresolved(UnresolvedReason::BadReply(text), operation, progress)
+                self.unresolved(UnresolvedReason::BadReply(text), operation, progress)
             }
-            Stop::Unanswered => Self::unresolved(UnresolvedReason::Unanswered, operation, progress),
+            Stop::Unanswered => self.unresolved(UnresolvedReason::Unanswered, operation, progress),
             Stop::Refused(refusal) => Error::Refused(refusal),
             Stop::Unusable(why) => Error::Unusable(why),
             Stop::BadReply(text) => Error::Unusable(format!("a node answered {text}")),
         }
     }
 
-    fn at_deadline(within: Duration, operation: &Bytes, mut progress: Progress) -> Error {
+    fn at_deadline(&self, within: Duration, operation: &Bytes, mut progress: Progress) -> Error {
         if progress.maybe_sent() {
-            return Self::unresolved(UnresolvedReason::Deadline(within), operation, progress);
+            return self.unresolved(UnresolvedReason::Deadline(within), operation, progress);
         }
         Error::NotSent(NotSent {
             within,
@@ -220,13 +220,13 @@ impl Inner {
     }
 
     /// Gives the request up without forgetting it; one without an id cannot be asked for.
-    fn unresolved(reason: UnresolvedReason, operation: &Bytes, mut progress: Progress) -> Error {
+    fn unresolved(&self, reason: UnresolvedReason, operation: &Bytes, mut progress: Progress) -> Error {
         let (incarnation, id) = progress.identity.clone().expect("it was sent");
         let Some(id) = id.request() else {
             let (copies, nodes) = (progress.copies(), std::mem::take(&mut progress.reports));
             return Error::Uncounted(Uncounted { copies, reason, nodes });
         };
-        let handle = Handle::new(progress.home(), incarnation, id, operation);
+        let handle = Handle::new(progress.home(self.cluster.id()), incarnation, id, operation);
         let registration = progress.ticket.take().map(|ticket| {
             ticket.registration.leave_open();
             ticket.abandon()

@@ -47,10 +47,9 @@ pub struct Handle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum Home {
     Cluster(ClusterId),
-    /// A node that belongs to no cluster has only its store.
+    /// The node had joined no cluster when its client connected to it, as far as that knows.
     Store(StoreId),
-    /// It is not known where the request was sent: it is from the outbox of a client of a node that
-    /// was alone.
+    /// It is not known where the request was sent: it is from an outbox that does not know either.
     Unknown,
 }
 
@@ -60,8 +59,7 @@ impl Home {
         node.cluster.map_or(Self::Store(node.store), Self::Cluster)
     }
 
-    /// Whether a node is of this home. The store of a node that was alone may have come into a
-    /// cluster since.
+    /// Whether a node is of this home, for certain.
     pub(crate) fn is_of(self, node: &Welcome) -> bool {
         match self {
             Self::Cluster(cluster) => node.cluster == Some(cluster),
@@ -75,7 +73,7 @@ impl fmt::Display for Home {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cluster(cluster) => write!(f, "cluster {cluster}"),
-            Self::Store(store) => write!(f, "store {store}, which was in no cluster"),
+            Self::Store(store) => write!(f, "store {store}, which had joined no cluster"),
             Self::Unknown => f.write_str("a node that is not known"),
         }
     }
@@ -102,7 +100,7 @@ impl Handle {
         Self { home, incarnation, id, content }
     }
 
-    /// The cluster that was asked; none when it was a node that belonged to none.
+    /// The cluster that was asked; none when that was not known.
     #[must_use]
     pub fn cluster(&self) -> Option<ClusterId> {
         match self.home {

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use onlyonce_wire::client::{Answer, Consequence, ExecuteId, Refusal, Welcome};
-use onlyonce_wire::{IdempotencyKey, Incarnation};
+use onlyonce_wire::{ClusterId, IdempotencyKey, Incarnation};
 use tokio::time::sleep;
 
 use crate::cluster::{Cluster, Node};
@@ -119,9 +119,21 @@ impl Progress {
         progress
     }
 
-    /// Where the request may have run.
-    pub(crate) fn home(&self) -> Home {
-        self.home.or(self.asked).unwrap_or(Home::Unknown)
+    /// Where the request may have run, for its handle; a client speaks to one `cluster` only.
+    pub(crate) fn home(&self, cluster: Option<ClusterId>) -> Home {
+        let found = cluster.map(Home::Cluster).filter(|_| self.strays.is_none());
+        found.or(self.home).or(self.asked).unwrap_or(Home::Unknown)
+    }
+
+    /// Whether a node may be asked for what may have run at home.
+    fn may_ask(&self, node: &Welcome) -> bool {
+        match self.home {
+            None => true,
+            // The node that was asked had joined no cluster when it was connected to. It has since, if
+            // it executed anything.
+            Some(Home::Store(_)) if self.strays.is_none() && node.cluster.is_some() => true,
+            Some(home) => home.is_of(node),
+        }
     }
 
     /// Whether the request may have taken effect, as far as this client can know.
@@ -218,10 +230,8 @@ impl Cluster {
         loop {
             let (node, connection) = self.reach(progress).await?;
             let welcome = connection.welcome();
-            if let Some(home) = progress.home
-                && !home.is_of(welcome)
-            {
-                self.turn_away(&node, home, welcome, progress).await?;
+            if !progress.may_ask(welcome) {
+                self.turn_away(&node, welcome, progress).await?;
                 continue;
             }
             progress.asked = Some(Home::of(welcome));
@@ -240,15 +250,14 @@ impl Cluster {
         }
     }
 
-    /// Leaves a node that is none of the request's `home`.
+    /// Leaves a node that is none of the request's home.
     async fn turn_away(
         &self,
         node: &Arc<Node>,
-        home: Home,
         welcome: &Welcome,
         progress: &mut Progress,
     ) -> Result<(), Stop> {
-        if let Some(strays) = &mut progress.strays {
+        if let (Some(home), Some(strays)) = (progress.home, &mut progress.strays) {
             strays.push(Arc::clone(&node.address));
             let strayed = |address: &String| strays.iter().any(|stray| **stray == **address);
             let all_strayed = self.addresses().iter().all(strayed);

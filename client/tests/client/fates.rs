@@ -194,8 +194,8 @@ async fn a_handle_of_elsewhere_is_refused() {
     }
 }
 
-/// A node that was alone and came into a cluster still knows its requests; its neighbours do not
-/// get to see them.
+/// A node that had joined no cluster, and has since, still knows its requests; others do not get to
+/// see them by a handle that does not know their cluster.
 #[tokio::test]
 async fn a_store_keeps_its_requests_in_a_cluster() {
     let model = Model::shared();
@@ -217,6 +217,22 @@ async fn a_store_keeps_its_requests_in_a_cluster() {
     let client = builder([&stranger, &node]).build().expect("addresses");
     assert_eq!(client.resume(&handle).await.expect("counted").outcome, Outcome::Integer(1));
     assert!(stranger.received().is_empty());
+}
+
+/// A node that welcomed its client before it was in a cluster may execute in one later: what it did
+/// not answer is asked of its neighbours.
+#[tokio::test]
+async fn a_node_that_joined_late_has_neighbours() {
+    let model = Model::shared();
+    let late = FakeNode::start(&model, |_| Reaction::ServeAndCut).await;
+    late.greet_with(|welcome| welcome.as_mut().expect("a welcome").cluster = None);
+    let neighbour = FakeNode::start(&model, |_| Reaction::Serve).await;
+    neighbour.greet_with(|welcome| welcome.as_mut().expect("a welcome").store = StoreId(8));
+    let client = builder([&late, &neighbour]).deadline(DEADLINE * 20).build().expect("addresses");
+    let keyed = client.with_key("order-1").expect("a fine key");
+    assert_eq!(keyed.incr("n", 1).await.expect("counted"), 1);
+    assert_eq!((late.executes().len(), neighbour.executes().len()), (1, 1));
+    assert_eq!(model.lock().expect("kept rules").executed, 1);
 }
 
 /// A question that goes on for too long ends, and may be asked again.
