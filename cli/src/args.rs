@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use onlyonce_client::{ClusterId, Semantics};
+use onlyonce_client::{
+    ClusterId, Handle, IdempotencyKey, IdempotencyKeyError, Semantics, SessionId,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -16,6 +18,8 @@ Examples:
   date | once put now -
   once cas lock free mine
   once txn 'if balance = 10' 'incr balance -3' 'append journal \"-3;\"'
+  once --key order-1234 incr balance -30
+  once resume once1-06k7...
   once --nodes 10.0.0.1:7400,10.0.0.2:7400 status
 
 Every command waits until it knows what became of its request, whatever happens to nodes and
@@ -27,8 +31,9 @@ Exit codes:
      effect; also when its answer came but could not be read or printed, which is then said
   2  usage
   3  unresolved: it may or may not have taken effect; do not send it again as a new request. Its
-     handle is printed, and names it; this release can only show it, a later one resumes it.
-     With --semantics best-effort: uncounted, it may have taken effect several times
+     handle is printed: 'once resume HANDLE' goes on with it, 'once outcome HANDLE' asks what became
+     of it, 'once cancel HANDLE' sees to it that it never runs. With --semantics best-effort there is
+     none: the request may have taken effect several times
 
 Environment, where the option is not given (empty means not set):
   ONCE_NODES      as --nodes
@@ -53,6 +58,43 @@ Examples:
 const MAN: &str = "\
 Example:
   mkdir -p ~/.local/share/man/man1 && once man ~/.local/share/man/man1 && man once-txn";
+
+const OUTCOME: &str = "\
+Prints one word, and what the request came to if it ran:
+  done         it ran, once; exit 0
+  cancelled    it never ran and never will; exit 1
+  pending      it runs at this moment, which may still come to nothing; exit 3
+  never-seen   nobody has seen it; it may still arrive, unless it is cancelled; exit 3
+  forgotten    it will not run from now on; whether it did is not known any more; exit 3
+
+Examples:
+  once outcome once1-06k7...
+  once outcome --key order-1234";
+
+const CANCEL: &str = "\
+Prints 'cancelled', and exits with 0: it never ran, and every copy of it, however late, is refused.
+Prints 'done' and what the request came to, and exits with 1: too late, it had run.
+Prints 'forgotten', and exits with 3: nothing will run, but whether it did is not known any more.
+
+Examples:
+  once cancel once1-06k7...
+  once cancel --key order-1234";
+
+const RESUME: &str = "\
+Sends the same bytes under the same id until the fate of the request is known, and prints what the
+command would have printed. It takes effect once, whoever else is at it. A handle does not carry a
+content of more than 256 bytes: such a command is given again, with its arguments and the --key that
+this prints.
+
+Examples:
+  once resume once1-06k7...
+  once resume once1-06k7... --deadline 10s";
+
+const SESSION: &str = "\
+Examples:
+  once session list
+  once session show 0123456789abcdef0123456789abcdef
+  once session close 0123456789abcdef0123456789abcdef";
 
 /// A key/value store in which every request takes effect exactly once.
 #[derive(Parser, Debug)]
@@ -101,6 +143,18 @@ pub struct Args {
     /// Print JSON. Keys and values that are UTF-8 are strings, others {"base64": "..."}
     #[arg(long, global = true, help_heading = GLOBAL)]
     pub json: bool,
+
+    /// Put a write under this idempotency key: repeated under it, also by another process, it takes
+    /// effect once. Of outcome and cancel, the request that is meant
+    #[arg(
+        long = "key",
+        help = "The idempotency key of the request: a write repeated under it, by whomever, takes effect once",
+        global = true,
+        value_name = "KEY",
+        value_parser = idempotency_key,
+        help_heading = GLOBAL
+    )]
+    pub idempotency_key: Option<IdempotencyKey>,
 
     /// What to do
     #[command(subcommand)]
@@ -206,6 +260,27 @@ pub enum Command {
         #[arg(required = true, value_name = "STATEMENT")]
         statements: Vec<String>,
     },
+    /// Ask what became of a request, by its handle or its --key; changes nothing
+    #[command(after_help = OUTCOME)]
+    Outcome {
+        /// The handle that was printed
+        handle: Option<Handle>,
+    },
+    /// See to it that a request never runs, unless it did; by its handle or its --key
+    #[command(after_help = CANCEL)]
+    Cancel {
+        /// The handle that was printed
+        handle: Option<Handle>,
+    },
+    /// Go on with a request that was left unresolved
+    #[command(after_help = RESUME)]
+    Resume {
+        /// The handle that was printed
+        handle: Handle,
+    },
+    /// List, show or close the sessions of clients
+    #[command(subcommand, after_help = SESSION)]
+    Session(SessionCommand),
     /// Ask every node what it is; exit 1 if none answers
     Status,
     /// Print what completes commands and options in a shell
@@ -223,6 +298,24 @@ pub enum Command {
     /// Load the cluster and measure throughput and latency; the keys stay in the store
     #[command(after_help = BENCH)]
     Bench(Bench),
+}
+
+/// What can be done about sessions.
+#[derive(Subcommand, Debug)]
+pub enum SessionCommand {
+    /// Print a line for each open session, in the order of their ids
+    List,
+    /// Print one session and its saved replies; exit 1 if it is not open
+    Show {
+        /// Its id, of 32 hexadecimal digits
+        id: SessionId,
+    },
+    /// Close a session and forget its replies: what its client has under way becomes unresolved;
+    /// exit 1 if it is not open
+    Close {
+        /// Its id, of 32 hexadecimal digits
+        id: SessionId,
+    },
 }
 
 /// What `bench` does.
@@ -271,6 +364,10 @@ pub enum BenchOperation {
     Get,
     /// Half put, half get.
     Mixed,
+}
+
+fn idempotency_key(text: &str) -> Result<IdempotencyKey, IdempotencyKeyError> {
+    text.try_into()
 }
 
 /// Reads a time such as `500ms`, `5s`, `1.5s`, `2m`.

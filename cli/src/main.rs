@@ -1,8 +1,9 @@
 //! `once`: the command line of Onlyonce.
 //!
-//! `args` is what can be typed, `run` does it, `output` prints it (bare or as JSON), `txn` is the
-//! little language of transactions, `bench` the load generator, `compare` what exactly once costs,
-//! `pages` what is generated from the definitions of `args`.
+//! `args` is what can be typed, `run` does it, `output` prints it (bare or as JSON); `writes` turns
+//! commands into operations and prints what they came to, `requests` is about requests and sessions
+//! of before, `txn` the little language of transactions, `bench` the load generator, `compare` what
+//! exactly once costs, `pages` what is generated from the definitions of `args`.
 //!
 //! Exit codes: 0 done, 1 refused or a negative result, 2 usage, 3 unresolved.
 
@@ -11,9 +12,11 @@ mod bench;
 mod compare;
 mod output;
 mod pages;
+mod requests;
 mod run;
 mod status;
 mod txn;
+mod writes;
 
 use std::process::ExitCode;
 

@@ -15,6 +15,8 @@ pub enum End {
     Call(Error),
     /// Executed, with a negative result that has been printed.
     Negative,
+    /// Whether the request in question took effect is not known, which has been printed.
+    NotKnown,
     /// Standard input has more than a value may; nothing was sent.
     InputTooLarge,
     /// Standard input failed; nothing was sent.
@@ -85,6 +87,7 @@ impl Printer {
                 ExitCode::from(1)
             }
             End::Negative => ExitCode::from(1),
+            End::NotKnown => ExitCode::from(3),
             End::Call(error) => self.call_ended(error),
         }
     }
@@ -109,8 +112,8 @@ impl Printer {
         let mut json = json!({ "error": status, "message": error.to_string() });
         if let Error::Unresolved(unresolved) = error {
             eprintln!(
-                "once: keep the handle, it names this request: this release can only show it, a \
-                 later one resumes it"
+                "once: keep the handle, it names this request: 'once resume HANDLE' goes on with it, \
+                 'once outcome HANDLE' asks what became of it, 'once cancel HANDLE' rules it out"
             );
             json["handle"] = unresolved.handle().to_string().into();
         }

@@ -2,18 +2,17 @@
 
 use std::env::VarError;
 use std::ffi::OsString;
-use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
-use onlyonce_client::{Client, ClientBuilder, Compared, Outcome, TxnOutcome, Write, limits};
+use onlyonce_client::{Client, ClientBuilder, IdempotencyKey, limits};
 use serde_json::{Value, json};
 
 use crate::args::{Args, Command};
 use crate::output::{End, Printer, escape, json_bytes, print_value};
-use crate::{bench, compare, status, txn};
+use crate::{bench, compare, requests, status, writes};
 
 /// Whom to ask when nobody is named.
 const DEFAULT_NODE: &str = "127.0.0.1:7400";
@@ -31,6 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Carries out what was asked.
 pub async fn run(args: Args, printer: &Printer) -> Result<ExitCode, End> {
     let builder = builder(&args)?;
+    if args.idempotency_key.is_some() && !takes_key(&args.command) {
+        return Err(End::Usage("--key is for writes, outcome and cancel".to_owned()));
+    }
     match args.command {
         Command::Status => return status::status(builder, printer).await,
         Command::Bench(options) if options.compare => {
@@ -39,10 +41,33 @@ pub async fn run(args: Args, printer: &Printer) -> Result<ExitCode, End> {
         Command::Bench(options) => return bench::bench(builder, &options, printer).await,
         command => {
             let client = builder.one_shot().build()?;
-            patiently(&client, single(&client, command, printer)).await?;
+            patiently(&client, single(&client, args.idempotency_key, command, printer)).await?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a command is about a request that a key can name.
+fn takes_key(command: &Command) -> bool {
+    match command {
+        Command::Put { .. }
+        | Command::Append { .. }
+        | Command::Incr { .. }
+        | Command::Delete { .. }
+        | Command::Cas { .. }
+        | Command::PutIfAbsent { .. }
+        | Command::Txn { .. }
+        | Command::Outcome { .. }
+        | Command::Cancel { .. } => true,
+        Command::Get { .. }
+        | Command::Scan { .. }
+        | Command::Resume { .. }
+        | Command::Session(_)
+        | Command::Status
+        | Command::Bench(_)
+        | Command::Completions { .. }
+        | Command::Man { .. } => false,
+    }
 }
 
 /// Waits for `call`; when that takes long, says once what is the matter.
@@ -122,36 +147,14 @@ fn check(from: &str, builder: ClientBuilder) -> Result<(), End> {
     builder.build().map(drop).map_err(|error| End::Usage(format!("{from}: {error}")))
 }
 
-async fn single(client: &Client, command: Command, printer: &Printer) -> Result<(), End> {
-    let mut stdin = Stdin::default();
+async fn single(
+    client: &Client,
+    key: Option<IdempotencyKey>,
+    command: Command,
+    printer: &Printer,
+) -> Result<(), End> {
     match command {
         Command::Get { key } => get(client, bytes(key), printer).await,
-        Command::Put { key, value } => {
-            client.put(bytes(key), stdin.value(value)?).await?;
-            printer.line("", &json!({ "done": true }))
-        }
-        Command::Append { key, value } => {
-            let length = client.append(bytes(key), stdin.value(value)?).await?;
-            printer.line(length.to_string(), &json!({ "length": length }))
-        }
-        Command::Incr { key, by } => {
-            let value = client.incr(bytes(key), by).await?;
-            printer.line(value.to_string(), &json!({ "value": value }))
-        }
-        Command::Delete { key } => {
-            let existed = client.delete(bytes(key)).await?;
-            printer.line(existed.to_string(), &json!({ "existed": existed }))
-        }
-        Command::Cas { key, expected, value } => {
-            let (expected, value) = (stdin.value(expected)?, stdin.value(value)?);
-            let other = "the key holds another value";
-            compared(client.cas(bytes(key), Some(expected), value).await?, other, printer)
-        }
-        Command::PutIfAbsent { key, value } => {
-            let value = stdin.value(value)?;
-            let other = "the key exists already";
-            compared(client.put_if_absent(bytes(key), value).await?, other, printer)
-        }
         Command::Scan { start, end, prefix, limit } => {
             let (start, end) = match prefix.map(bytes) {
                 Some(prefix) => (prefix.clone(), after_prefix(&prefix)),
@@ -159,41 +162,20 @@ async fn single(client: &Client, command: Command, printer: &Printer) -> Result<
             };
             scan(client, start, end, limit, printer).await
         }
-        Command::Txn { statements } => transact(client, &statements, printer).await,
-        Command::Status | Command::Bench(_) | Command::Completions { .. } | Command::Man { .. } => {
-            unreachable!("taken before")
+        Command::Outcome { handle } => {
+            requests::outcome(client, requests::name(handle, key)?, printer).await
         }
+        Command::Cancel { handle } => {
+            requests::cancel(client, requests::name(handle, key)?, printer).await
+        }
+        Command::Resume { handle } => requests::resume(client, &handle, printer).await,
+        Command::Session(command) => requests::session(client, command, printer).await,
+        write => writes::write(client, key, writes::operation(write)?, printer).await,
     }
 }
 
-fn bytes(argument: OsString) -> Bytes {
+pub fn bytes(argument: OsString) -> Bytes {
     argument.into_vec().into()
-}
-
-/// Standard input, which can be one value.
-#[derive(Default)]
-struct Stdin {
-    used: bool,
-}
-
-impl Stdin {
-    /// An argument, or standard input where it is `-`.
-    fn value(&mut self, argument: OsString) -> Result<Bytes, End> {
-        if argument != "-" {
-            return Ok(bytes(argument));
-        }
-        if std::mem::replace(&mut self.used, true) {
-            return Err(End::Usage("'-' (standard input) can stand for one value only".to_owned()));
-        }
-        let mut value = Vec::new();
-        // One byte more than can be stored is enough for a refusal.
-        let most = limits::VALUE_BYTES_MAX as u64 + 1;
-        io::stdin().lock().take(most).read_to_end(&mut value).map_err(End::Input)?;
-        if value.len() > limits::VALUE_BYTES_MAX {
-            return Err(End::InputTooLarge);
-        }
-        Ok(value.into())
-    }
 }
 
 async fn get(client: &Client, key: Bytes, printer: &Printer) -> Result<(), End> {
@@ -209,28 +191,6 @@ async fn get(client: &Client, key: Bytes, printer: &Printer) -> Result<(), End> 
         return Err(End::Negative);
     }
     Ok(())
-}
-
-/// `other` says why a key that exists is in the way.
-fn compared(compared: Compared, other: &str, printer: &Printer) -> Result<(), End> {
-    let Compared { swapped, actual } = compared;
-    if printer.json {
-        let actual = actual.as_ref().map_or(Value::Null, |value| json_bytes(value));
-        printer.line("", &json!({ "swapped": swapped, "actual": actual }))?;
-    } else if let (false, Some(actual)) = (swapped, &actual) {
-        print_value(actual)?;
-    }
-    if swapped {
-        return Ok(());
-    }
-    eprintln!(
-        "once: not swapped: {}",
-        match actual {
-            Some(_) => other,
-            None => "no such key",
-        }
-    );
-    Err(End::Negative)
 }
 
 /// The first key that does not begin with `prefix` any more; none where there is no such key.
@@ -271,69 +231,6 @@ async fn scan(
         printer.line("", &json!({ "rows": all }))?;
     }
     Ok(())
-}
-
-async fn transact(client: &Client, statements: &[String], printer: &Printer) -> Result<(), End> {
-    let parsed = txn::parse(statements).map_err(|error| End::Usage(error.to_string()))?;
-    match client.txn(parsed.txn).await? {
-        TxnOutcome::Committed(outcomes) => {
-            let json: Vec<_> = outcomes.iter().map(outcome_json).collect();
-            let lines: Vec<_> = outcomes.iter().map(outcome_line).collect();
-            printer.line(lines.join("\n"), &json!({ "committed": true, "outcomes": json }))
-        }
-        TxnOutcome::CompareFailed(place) => {
-            let statement = parsed.compares.get(place as usize).map_or("", String::as_str);
-            eprintln!("once: not committed: {statement:?} does not hold; nothing was written");
-            printer.line("", &json!({ "committed": false, "compare": place }))?;
-            Err(End::Negative)
-        }
-        TxnOutcome::WriteFailed(place, failure) => {
-            let write = parsed.writes.get(place as usize).map_or("", write_name);
-            eprintln!("once: not committed: {write} {place}: {failure}; nothing was written");
-            let reason = failure.to_string();
-            let json = json!({ "committed": false, "write": place, "reason": reason });
-            printer.line("", &json)?;
-            Err(End::Negative)
-        }
-    }
-}
-
-fn write_name(write: &Write) -> &'static str {
-    match write {
-        Write::Put { .. } => "put",
-        Write::Append { .. } => "append",
-        Write::Incr { .. } => "incr",
-        Write::Delete { .. } => "delete",
-        Write::Get { .. } => "get",
-    }
-}
-
-fn outcome_line(outcome: &Outcome) -> String {
-    match outcome {
-        Outcome::Done => "done".to_owned(),
-        Outcome::Value(Some(value)) => escape(value),
-        Outcome::Value(None) => "(absent)".to_owned(),
-        Outcome::Length(bytes) => bytes.to_string(),
-        Outcome::Integer(value) => value.to_string(),
-        Outcome::Deleted(existed) => existed.to_string(),
-        Outcome::Compared { .. } | Outcome::Rows { .. } | Outcome::Txn(_) | Outcome::Failed(_) => {
-            "(not understood by this release)".to_owned()
-        }
-    }
-}
-
-fn outcome_json(outcome: &Outcome) -> Value {
-    match outcome {
-        Outcome::Done => json!({ "done": true }),
-        Outcome::Value(Some(value)) => json!({ "exists": true, "value": json_bytes(value) }),
-        Outcome::Value(None) => json!({ "exists": false, "value": null }),
-        Outcome::Length(bytes) => json!({ "length": bytes }),
-        Outcome::Integer(value) => json!({ "value": value }),
-        Outcome::Deleted(existed) => json!({ "existed": existed }),
-        Outcome::Compared { .. } | Outcome::Rows { .. } | Outcome::Txn(_) | Outcome::Failed(_) => {
-            json!({ "unknown": true })
-        }
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,9 @@
 //! key, value = a word without blanks, or "text in double quotes" with \" \\ \n \t \r \xNN
 //! ```
 
-use onlyonce_client::{Condition, Txn, Write};
+use onlyonce_client::{Compare, Condition, Txn, Write};
+
+use crate::output::escape;
 
 /// What `once txn --help` says about it.
 pub const HELP: &str = r#"Statements, one an argument; all compares must hold, then all writes are carried out in order:
@@ -42,30 +44,35 @@ impl std::fmt::Display for StatementError {
     }
 }
 
-/// A transaction, and the statements of its compares and of its writes as they were given.
-#[derive(Debug)]
-pub struct Statements {
-    pub txn: Txn,
-    pub compares: Vec<String>,
-    pub writes: Vec<Write>,
+/// Reads the statements of a transaction. Compares may stand anywhere: all are checked first.
+pub fn parse(statements: &[String]) -> Result<Txn, StatementError> {
+    statements.iter().try_fold(Txn::new(), |txn, statement| {
+        Ok(match parse_statement(statement)? {
+            Statement::If(key, condition) => txn.when(key, condition),
+            Statement::Write(write) => txn.write(write),
+        })
+    })
 }
 
-/// Reads the statements of a transaction. Compares may stand anywhere: all are checked first.
-pub fn parse(statements: &[String]) -> Result<Statements, StatementError> {
-    let mut parsed = Statements { txn: Txn::new(), compares: Vec::new(), writes: Vec::new() };
-    for statement in statements {
-        match parse_statement(statement)? {
-            Statement::If(key, condition) => {
-                parsed.txn = parsed.txn.when(key, condition);
-                parsed.compares.push(statement.clone());
-            }
-            Statement::Write(write) => {
-                parsed.txn = parsed.txn.write(write.clone());
-                parsed.writes.push(write);
-            }
-        }
+/// A compare as a statement.
+pub fn statement(compare: &Compare) -> String {
+    let key = word(&compare.key);
+    match &compare.condition {
+        Condition::Equals(value) => format!("if {key} = {}", word(value)),
+        Condition::Present => format!("if {key} present"),
+        Condition::Absent => format!("if {key} absent"),
     }
-    Ok(parsed)
+}
+
+/// A key or value as it stands in a statement.
+fn word(bytes: &[u8]) -> String {
+    let escaped = escape(bytes);
+    let is_plain = |c: char| !c.is_whitespace() && c != '"' && c != '\\';
+    if !escaped.is_empty() && escaped.chars().all(is_plain) {
+        escaped
+    } else {
+        format!("\"{}\"", escaped.replace('"', "\\\""))
+    }
 }
 
 enum Statement {
@@ -208,11 +215,13 @@ impl Words<'_> {
 
 #[cfg(test)]
 mod tests {
+    use onlyonce_client::Operation;
+
     use super::*;
 
     fn txn(statements: &[&str]) -> Result<Txn, String> {
         let statements: Vec<_> = statements.iter().map(ToString::to_string).collect();
-        parse(&statements).map(|parsed| parsed.txn).map_err(|error| error.to_string())
+        parse(&statements).map_err(|error| error.to_string())
     }
 
     /// Every statement means what the help says.
@@ -248,6 +257,24 @@ mod tests {
         let given = txn(&[r#"put "a key" "say \"hi\"\n\x00\xff\\""#, r#"if é = """#]);
         let meant = Txn::new().put("a key", &b"say \"hi\"\n\x00\xff\\"[..]).when_equals("é", "");
         assert_eq!(given, Ok(meant));
+    }
+
+    /// What a compare prints reads as the same compare.
+    #[test]
+    fn statements_are_printed_as_they_are_read() {
+        for printed in [
+            "if balance = 10",
+            "if a present",
+            "if a absent",
+            r#"if a = "\"\\ \xff\n""#,
+            r#"if "a b" = """#,
+        ] {
+            let Operation::Txn { compares, .. } = txn(&[printed]).expect("fine").into_operation()
+            else {
+                panic!("it is a transaction");
+            };
+            assert_eq!(statement(&compares[0]), printed);
+        }
     }
 
     /// A refusal names the problem and points at it.
