@@ -51,8 +51,21 @@ impl Digests {
     }
 
     /// The first table whose digests differ.
-    pub(crate) fn differs(&self, other: &Self) -> Option<Table> {
+    #[must_use]
+    pub fn differs(&self, other: &Self) -> Option<Table> {
         Table::ALL.into_iter().find(|table| self.0[table.slot()] != other.0[table.slot()])
+    }
+
+    /// The digests, in the order of [`Table::ALL`].
+    #[must_use]
+    pub fn sums(self) -> [u128; Table::ALL.len()] {
+        self.0
+    }
+
+    /// As [`sums`](Self::sums) gave them.
+    #[must_use]
+    pub fn from_sums(sums: [u128; Table::ALL.len()]) -> Self {
+        Self(sums)
     }
 
     pub(crate) fn to_bytes(self) -> [u8; Self::BYTES] {

@@ -227,6 +227,18 @@ pub enum OpenError {
         /// A name that was found in it.
         found: String,
     },
+    /// A restore into the folder was cut short.
+    #[error("a restore into the data folder {} was cut short, nothing of it can be used: repeat the restore, or choose an empty or a new folder", .folder.display())]
+    HalfRestored {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A store is to be made where one is.
+    #[error("the data folder {} holds a store already, which is left as it is: choose an empty or a new folder", .folder.display())]
+    HoldsStore {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// Another format or version.
     #[error(
         "{place} has {found}, but this version needs {wanted}: use the release that made it, or choose an empty folder"
@@ -303,6 +315,8 @@ impl OpenError {
             Self::Storage(StorageError::Engine(_))
             | Self::InUse { .. }
             | Self::NotAStore { .. }
+            | Self::HalfRestored { .. }
+            | Self::HoldsStore { .. }
             | Self::Format { .. }
             | Self::NoFolder { .. }
             | Self::Io { .. }

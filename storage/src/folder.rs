@@ -3,6 +3,7 @@
 //! ```text
 //! lock        held by the process that has the folder open
 //! creating    there while the folder is being made: what else is there holds nothing yet
+//! restoring   there while a store is restored into the folder: it must not become an empty store
 //! format      what the folder is, as text; written last, so a folder with it is complete
 //! head        see `head`
 //! log/        the log database
@@ -23,10 +24,11 @@ use crate::error::{Damage, EngineError, OpenError, StorageError};
 use crate::failpoints::{Point, failpoint};
 use crate::limits::{FORMAT, INCOMING_CACHE_BYTES, SEGMENT, SLOT_BYTES};
 use crate::open::{Disk, Opened, Options, open_or_create};
-use crate::snapshot::Site;
+use crate::snapshot::{Incoming, Site};
 
 const LOCK: &str = "lock";
 const CREATING: &str = "creating";
+const RESTORING: &str = "restoring";
 const FORMAT_FILE: &str = "format";
 const FORMAT_NEW: &str = "format.new";
 const HEAD: &str = "head";
@@ -53,6 +55,36 @@ fn io_error(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> OpenE
 /// parent must be there).
 pub fn open_dir(path: impl AsRef<Path>, options: &Options) -> Result<Opened, OpenError> {
     let folder = path.as_ref();
+    let (content, lock) = enter(folder)?;
+    match content {
+        Content::Store => {
+            check_format(folder)?;
+            remove(&folder.join(CREATING))?;
+            remove(&folder.join(RESTORING))?;
+            settle_incoming(folder)?;
+            open_or_create(disk(folder, options, &lock)?, options, false)
+        }
+        Content::Nothing => create(folder, options, &lock),
+        Content::Restoring => Err(OpenError::HalfRestored { folder: folder.to_owned() }),
+    }
+}
+
+/// Begins to build a store in the data folder `path`, which must be empty or missing (its parent must
+/// be there), or hold what an earlier attempt left. Until [`Incoming::finish`] it is not opened.
+pub fn build_dir(path: impl AsRef<Path>, options: &Options) -> Result<Incoming, OpenError> {
+    let folder = path.as_ref();
+    let (content, lock) = enter(folder)?;
+    match content {
+        Content::Store => Err(OpenError::HoldsStore { folder: folder.to_owned() }),
+        Content::Nothing | Content::Restoring => {
+            let site = NewSite { folder: folder.to_owned(), options: options.clone(), lock };
+            Incoming::begin(Arc::new(site), options.new_store_id)
+        }
+    }
+}
+
+/// Locks a data folder, made if it is missing, and tells what it is.
+fn enter(folder: &Path) -> Result<(Content, FolderLock), OpenError> {
     if !folder.exists() {
         fs::create_dir(folder)
             .map_err(|source| OpenError::NoFolder { folder: folder.to_owned(), source })?;
@@ -60,15 +92,7 @@ pub fn open_dir(path: impl AsRef<Path>, options: &Options) -> Result<Opened, Ope
     look_at(folder)?;
     let lock = lock(folder)?;
     // Another process may have made it a store in between.
-    match look_at(folder)? {
-        Content::Store => {
-            check_format(folder)?;
-            remove(&folder.join(CREATING))?;
-            settle_incoming(folder)?;
-            open_or_create(disk(folder, options, &lock)?, options, false)
-        }
-        Content::Nothing => create(folder, options, &lock),
-    }
+    Ok((look_at(folder)?, lock))
 }
 
 /// Whether `path` is a data folder that was made completely. Tools ask before they open one, since
@@ -81,6 +105,8 @@ enum Content {
     Store,
     /// Nothing, or a creation that was cut short.
     Nothing,
+    /// A restore that was cut short.
+    Restoring,
 }
 
 fn look_at(folder: &Path) -> Result<Content, OpenError> {
@@ -94,16 +120,18 @@ fn look_at(folder: &Path) -> Result<Content, OpenError> {
     if has(FORMAT_FILE) {
         return Ok(Content::Store);
     }
-    let known = [CREATING, FORMAT_NEW, HEAD, LOG, TABLES];
+    let is_begun = has(CREATING) || has(RESTORING);
+    let known = [CREATING, RESTORING, FORMAT_NEW, HEAD, LOG, TABLES];
     let foreign = names.iter().find(|name| {
         let name = name.as_str();
-        let ours = IGNORED.contains(&name) || (has(CREATING) && known.contains(&name));
+        let ours = IGNORED.contains(&name) || (is_begun && known.contains(&name));
         !ours
     });
     match foreign {
         Some(found) => {
             Err(OpenError::NotAStore { folder: folder.to_owned(), found: found.clone() })
         }
+        None if has(RESTORING) => Ok(Content::Restoring),
         None => Ok(Content::Nothing),
     }
 }
@@ -158,16 +186,28 @@ fn is_other_release(text: &[u8]) -> bool {
 }
 
 fn create(folder: &Path, options: &Options, lock: &FolderLock) -> Result<Opened, OpenError> {
-    let creating = folder.join(CREATING);
-    if !creating.exists() {
-        File::create(&creating).map_err(io_error(&creating, "create"))?;
+    begin_folder(folder, CREATING)?;
+    let opened = open_or_create(disk(folder, options, lock)?, options, true)?;
+    complete_folder(folder)?;
+    Ok(opened)
+}
+
+/// From now on the folder is being made, as the file `mark` in it says.
+fn begin_folder(folder: &Path, mark: &str) -> Result<(), OpenError> {
+    let mark = folder.join(mark);
+    if !mark.exists() {
+        File::create(&mark).map_err(io_error(&mark, "create"))?;
     }
     sync(folder)?;
     // Whatever an earlier attempt left holds nothing.
     for name in [FORMAT_NEW, HEAD, LOG, TABLES] {
         remove(&folder.join(name))?;
     }
-    let opened = open_or_create(disk(folder, options, lock)?, options, true)?;
+    Ok(())
+}
+
+/// The databases and the head are whole: from now on the folder is a store.
+fn complete_folder(folder: &Path) -> Result<(), OpenError> {
     sync(folder)?;
     let new = folder.join(FORMAT_NEW);
     File::create(&new)
@@ -179,11 +219,12 @@ fn create(folder: &Path, options: &Options, lock: &FolderLock) -> Result<Opened,
     let format = folder.join(FORMAT_FILE);
     fs::rename(&new, &format).map_err(io_error(&format, "put in its place"))?;
     sync(folder)?;
-    remove(&creating)?;
+    for mark in [CREATING, RESTORING] {
+        remove(&folder.join(mark))?;
+    }
     sync(folder)?;
     let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
-    sync(parent.unwrap_or(Path::new(".")))?;
-    Ok(opened)
+    sync(parent.unwrap_or(Path::new(".")))
 }
 
 fn disk(folder: &Path, options: &Options, lock: &FolderLock) -> Result<Disk, OpenError> {
@@ -256,6 +297,25 @@ impl Site for FolderSite {
             .and_then(|file| file.sync_all())
             .map_err(io_error(&replace, "create"))?;
         sync(&self.folder)
+    }
+}
+
+/// A data folder that becomes a store by what is built in it.
+#[derive(Debug)]
+struct NewSite {
+    folder: PathBuf,
+    options: Options,
+    lock: FolderLock,
+}
+
+impl Site for NewSite {
+    fn clear(&self) -> Result<Disk, OpenError> {
+        begin_folder(&self.folder, RESTORING)?;
+        disk(&self.folder, &self.options, &self.lock)
+    }
+
+    fn accept(&self) -> Result<(), OpenError> {
+        complete_folder(&self.folder)
     }
 }
 

@@ -74,7 +74,7 @@ const _: () = {
 pub use checkpoint::Checkpointer;
 pub use digest::{Checkpoint, Digests};
 pub use error::{Cause, Damage, DecodeError, EngineError, OpenError, StorageError};
-pub use folder::{holds_store, open_dir};
+pub use folder::{build_dir, holds_store, open_dir};
 pub use open::{Disk, Opened, Options, Recovered, open};
 pub use overlay::Generation;
 pub use record::{Effect, Entry, Index, Mark, Record, Table, View};

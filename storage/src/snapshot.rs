@@ -9,7 +9,8 @@
 //!
 //! The receiver builds a new store beside the one that it has ([`Incoming`]), complete and durable,
 //! and puts it in the old one's place in one step: [`Incoming::finish`]. The next open finds it. At
-//! any moment before, the old store is the store.
+//! any moment before, the old store is the store. A restore builds one where none was
+//! ([`build_dir`](crate::build_dir)).
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,12 +27,12 @@ use crate::open::{Disk, create};
 use crate::record::{Effect, Entry, Index, Mark, Table};
 use crate::tables::Tables;
 
-/// Where a store can be built beside the one that is open, to replace it.
+/// Where a store can be built: beside the one that is open, to replace it, or where none was.
 pub trait Site: fmt::Debug + Send + Sync {
-    /// An empty disk beside the store's own; what an earlier attempt left is removed.
+    /// An empty disk, beside the store's own if there is one; what an earlier attempt left is removed.
     fn clear(&self) -> Result<Disk, OpenError>;
 
-    /// Puts what was built there in the store's place, for the next open: atomically, and durably.
+    /// Makes what was built there the store that the next open finds: atomically, and durably.
     fn accept(&self) -> Result<(), OpenError>;
 }
 
@@ -120,20 +121,11 @@ impl Checkpointer {
     /// Begins to build a store that will replace this one, under the same id. An earlier attempt is
     /// removed, and must have been dropped.
     pub fn begin_incoming(&self) -> Result<Incoming, OpenError> {
-        let disk = self.site.clear()?;
-        Ok(Incoming {
-            tables: Tables::new(disk.tables),
-            log: disk.log,
-            head: disk.head,
-            site: self.site.clone(),
-            store_id: self.store_id,
-            digests: Digests::default(),
-            unflushed: 0,
-        })
+        Incoming::begin(self.site.clone(), self.store_id)
     }
 }
 
-/// A store that is being built to replace another one.
+/// A store that is being built, to replace another one or where none was.
 #[derive(Debug)]
 pub struct Incoming {
     tables: Tables,
@@ -146,6 +138,20 @@ pub struct Incoming {
 }
 
 impl Incoming {
+    /// Begins to build a store on an empty disk.
+    pub(crate) fn begin(site: Arc<dyn Site>, store_id: u128) -> Result<Self, OpenError> {
+        let Disk { log, tables, head, site: _ } = site.clear()?;
+        Ok(Self {
+            tables: Tables::new(tables),
+            log,
+            head,
+            site,
+            store_id,
+            digests: Digests::default(),
+            unflushed: 0,
+        })
+    }
+
     /// Folds the next entry of the snapshot.
     pub fn fold(&mut self, entry: &Entry) -> Result<(), StorageError> {
         for Effect { table, key, value } in &entry.effects {
@@ -166,6 +172,12 @@ impl Incoming {
     #[must_use]
     pub fn digests(&self) -> Digests {
         self.digests
+    }
+
+    /// The store's id.
+    #[must_use]
+    pub fn store_id(&self) -> u128 {
+        self.store_id
     }
 
     /// The snapshot is complete: its state is that at `end`. Makes the store whole, with `state` as

@@ -12,8 +12,8 @@ use onlyonce_storage::engine::Tree;
 use onlyonce_storage::engine::memory::{MemoryDisk, Part};
 use onlyonce_storage::limits::CHUNK;
 use onlyonce_storage::{
-    Coverage, Cursor, Effect, Entry, Index, Mark, OpenError, Opened, Record, Table, View, open,
-    open_dir,
+    Coverage, Cursor, Effect, Entry, Index, Mark, OpenError, Opened, Record, Table, View,
+    build_dir, open, open_dir,
 };
 use proptest::prelude::*;
 
@@ -300,4 +300,36 @@ fn a_damaged_row_is_not_left_out() {
     let source = try_open(&disk).expect("no row is read at open");
     let read = source.checkpointer.read_rows(&Cursor::start(), 1 << 20);
     assert!(read.is_err(), "{read:?}");
+}
+
+/// A store is built in an empty or missing folder, and in no other; cut short, it is no store and does
+/// not become an empty one, but can be begun anew.
+#[test]
+fn a_store_is_built_where_none_was() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let folder = parent.path().join("restored");
+    let options = options();
+    let rows = |count: u8| {
+        let row = |key| Effect::put(Table::Kv, vec![key], vec![key; 3 * CHUNK]);
+        Entry { effects: (0..count).map(row).collect() }
+    };
+    let mut begun = build_dir(&folder, &options).expect("a missing folder");
+    begun.fold(&rows(9)).expect("the disk works");
+    assert!(matches!(build_dir(&folder, &options), Err(OpenError::InUse { .. })));
+    drop(begun);
+    assert!(matches!(open_dir(&folder, &options), Err(OpenError::HalfRestored { .. })));
+
+    let mut built = build_dir(&folder, &options).expect("begun anew");
+    built.fold(&rows(3)).expect("the disk works");
+    let (id, digests) = (built.store_id(), built.digests());
+    let end = Mark { index: Index(40), view: View(3), chain: 7 };
+    built.finish(end, Bytes::from_static(b"promises")).expect("whole");
+    let store = open_dir(&folder, &options).expect("opens");
+    assert_eq!((store.store_id, &store.state_bytes[..]), (id, &b"promises"[..]));
+    assert_eq!(store.checkpointer.checkpoint().mark, end);
+    assert_eq!(store.checkpointer.checkpoint().digests, digests);
+    assert_eq!(self::rows(&store).len(), 3, "nothing is left of the first attempt");
+    drop(store);
+    assert!(matches!(build_dir(&folder, &options), Err(OpenError::HoldsStore { .. })));
+    assert!(matches!(build_dir(parent.path(), &options), Err(OpenError::NotAStore { .. })));
 }

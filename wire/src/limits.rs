@@ -42,6 +42,8 @@ pub const SAVED_REPLY_BYTES_MAX: u64 = 16 << 20;
 
 /// The longest frame between a client and a node, in bytes.
 pub const CLIENT_FRAME_BYTES_MAX: usize = OPERATION_BYTES_MAX + (64 << 10);
+/// The most bytes of rows in one piece of a backup.
+pub const BACKUP_PIECE_BYTES_MAX: usize = CLIENT_FRAME_BYTES_MAX - (1 << 10);
 /// The longest frame between two nodes, in bytes.
 pub const PEER_FRAME_BYTES_MAX: usize = 8 << 20;
 /// The longest frame between a node (or a client) and the authority, in bytes.
