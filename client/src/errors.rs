@@ -381,6 +381,7 @@ pub(crate) fn answer_name(answer: &Answer) -> &'static str {
         Answer::Fate { .. } => "what became of a request",
         Answer::Sessions { .. } | Answer::Session(_) => "which sessions are open",
         Answer::Status(_) => "its status",
+        Answer::Backup(_) => "a piece of a backup",
         Answer::Refused(_) => "a refusal",
         Answer::NotPrimary { .. } => "that it is not the primary",
         Answer::AskAgain => "that it cannot say",

@@ -338,6 +338,7 @@ impl Cluster {
             | Answer::Sessions { .. }
             | Answer::Session(_)
             | Answer::Read(_)
+            | Answer::Backup(_)
             | Answer::Status(_) => {}
         }
         self.served(node, progress);

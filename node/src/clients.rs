@@ -21,6 +21,7 @@ use bytes::{Bytes, BytesMut};
 use onlyonce_replica::{Event, ReplyTo};
 use onlyonce_storage::failpoints::{Point, failpoint};
 use onlyonce_wire::CallId;
+use onlyonce_wire::backup::BackupRecord;
 use onlyonce_wire::client::{
     Answer, ClientFrame, Fate, Goodbye, Hello, Limit, Outcome, Refusal, SavedRequest, ServerFrame,
     SessionStatus, TxnOutcome, Welcome,
@@ -280,11 +281,13 @@ fn answer_bytes(answer: &Answer) -> usize {
             Answer::Sessions { sessions, .. } => sessions.len() * size_of::<SessionStatus>(),
             Answer::Session(Some(session)) => session.saved.len() * size_of::<SavedRequest>(),
             Answer::Read(outcome) => outcome_bytes(outcome),
+            Answer::Backup(Some(BackupRecord::Rows(entry))) => entry.len(),
             Answer::Opened { .. }
             | Answer::Closed
             | Answer::Alive
             | Answer::Fate { .. }
             | Answer::Session(None)
+            | Answer::Backup(_)
             | Answer::Status(_)
             | Answer::Refused(_)
             | Answer::NotPrimary { .. }

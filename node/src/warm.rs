@@ -48,7 +48,8 @@ impl Warmer {
             | Request::KeepAlive { .. }
             | Request::Sessions { .. }
             | Request::Session(_)
-            | Request::Status => {}
+            | Request::Status
+            | Request::Backup { .. } => {}
         }
     }
 

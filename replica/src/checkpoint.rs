@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::event::{Effect, Moment};
 use crate::marks::Mark;
 use crate::mutations::Rule;
-use crate::replica::{Replica, Stop};
+use crate::replica::{Replica, Role, Stop};
 
 /// How many of its own checkpoints a primary remembers, and how many of each follower.
 pub(crate) const REMEMBERED: usize = 16;
@@ -115,7 +115,8 @@ impl Replica {
 
     /// Begins a checkpoint of all that is committed, unless one is under way or it would change nothing.
     fn begin_checkpoint(&mut self) {
-        if self.checkpointing.folding.is_some() || self.state.committed_bytes() == 0 {
+        let is_empty = self.state.committed_bytes() == 0 && !self.needs_checkpoint();
+        if self.checkpointing.folding.is_some() || is_empty {
             return;
         }
         if let Some(generation) = self.state.freeze() {
@@ -129,6 +130,11 @@ impl Replica {
         }
     }
 
+    /// Whether a backup waits for one, even if that has nothing to fold.
+    fn needs_checkpoint(&self) -> bool {
+        matches!(&self.role, Role::Primary(primary) if primary.needs_checkpoint())
+    }
+
     /// Whether a checkpoint is under way, or can be begun, so that the overlay will have room again. If
     /// not, what fills it is not committed: only records that follow, or a cut, lead on from there.
     pub(crate) fn makes_room(&mut self) -> bool {
@@ -139,12 +145,13 @@ impl Replica {
     /// Puts a mark when a checkpoint is due, or does without.
     pub(crate) fn tick_checkpoint(&mut self) -> Result<(), Stop> {
         let bytes = self.state.committed_bytes();
-        if self.checkpointing.folding.is_some() || bytes == 0 {
+        let is_needed = self.needs_checkpoint();
+        if self.checkpointing.folding.is_some() || (bytes == 0 && !is_needed) {
             return Ok(());
         }
         let since = self.now.since(self.checkpointing.last);
         let wanted = self.config.checkpoint_bytes;
-        let is_due = bytes >= wanted || since > self.config.timing.checkpoint_interval;
+        let is_due = is_needed || bytes >= wanted || since > self.config.timing.checkpoint_interval;
         if is_due && self.breaks(Rule::UncommittedFolded) {
             self.commit(self.state.persisted());
             self.begin_checkpoint();

@@ -15,7 +15,9 @@
 //! - `members` → who belongs to the primary's view,
 //! - `follower` → a backup's or learner's side of it,
 //! - `progress` → what the primary knows of one follower,
-//! - `snapshot` → a learner that the log cannot feed,
+//! - `source` → what a snapshot of the tables is made of,
+//! - `snapshot` → one for a learner that the log cannot feed,
+//! - `backup` → one for a client that keeps it,
 //! - `views` → the start, and following the register,
 //! - `proposal` → changing it,
 //! - `incarnation` → a forced view, and the end of the sessions before it,
@@ -36,6 +38,7 @@
 //! [`Event::Persisted`] and every `AppendOk` → committed → [`Effect::Reply`].
 
 mod agreement;
+mod backup;
 mod checkpoint;
 mod config;
 mod duplicates;
@@ -61,6 +64,7 @@ mod requests;
 mod rows;
 mod saved;
 mod snapshot;
+mod source;
 mod views;
 
 pub use config::{Config, DRIFT_PER_MILLE, Duplicates, Limits, Mode, Timing};

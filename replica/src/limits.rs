@@ -28,6 +28,8 @@ pub const LOG_PIN_BYTES: usize = 1 << 30;
 pub const CHECKPOINT_BYTES: usize = 32 << 20;
 /// The most bytes of a message beside its records.
 const MESSAGE_HEADER_BYTES: usize = 4 << 10;
+/// The most bytes of a row beside its key, and its value or the reply in it.
+const ROW_HEADER_BYTES: usize = 256;
 /// The most bytes of an entry's duplicate rows beside the reply: the session's row, and the deletion
 /// of every reply that a new watermark frees.
 const DUPLICATE_ROWS_BYTES: usize = 256 * wire::WINDOW as usize;
@@ -47,6 +49,12 @@ const _: () = {
         PIECE_BYTES + wire::ENTRY_BYTES_MAX + wire::REPLY_BYTES_MAX <= storage::RECORD_BYTES_MAX,
         "the last row of a piece of a snapshot fits, as a record does"
     );
+    assert!(
+        PIECE_BYTES + storage::KEY_BYTES_MAX + wire::REPLY_BYTES_MAX + ROW_HEADER_BYTES
+            <= wire::BACKUP_PIECE_BYTES_MAX,
+        "a piece with its last row fits a frame to a client"
+    );
+    assert!(wire::REPLY_BYTES_MAX >= wire::VALUE_BYTES_MAX, "a saved reply is the longest row");
     assert!(
         APPEND_BYTES_MAX + MESSAGE_HEADER_BYTES <= wire::PEER_FRAME_BYTES_MAX,
         "an append fits a frame"

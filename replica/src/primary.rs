@@ -18,6 +18,7 @@ use onlyonce_wire::{StoreId, limits};
 use rand::Rng;
 
 use crate::agreement::Agreement;
+use crate::backup::Backup;
 use crate::duplicates::DuplicateTable;
 use crate::event::{Effect, Moment, ReplyTo};
 use crate::follower::Follower;
@@ -53,6 +54,8 @@ pub(crate) struct Primary {
     pub(crate) last_expiry: Moment,
     /// A snapshot on its way to a learner.
     pub(crate) sending: Option<Sending>,
+    /// A backup that a client makes.
+    pub(crate) backup: Option<Backup>,
     pub(crate) agreement: Agreement,
     /// What is remembered of stores that were dropped from the view.
     dropped: HashMap<StoreId, Progress>,
@@ -99,6 +102,7 @@ impl Replica {
             last_heartbeat: self.now,
             last_expiry: self.now,
             sending: None,
+            backup: None,
             agreement: Agreement::default(),
             dropped: HashMap::new(),
         };
@@ -170,7 +174,9 @@ impl Replica {
         if !waiters.is_empty() {
             self.marks.hit(Mark::SteppedDownWithWaiters);
         }
-        for (to, _) in waiters.into_values().flatten() {
+        let backup = primary.backup.take().and_then(|backup| backup.waiter());
+        let waiters = waiters.into_values().flatten().map(|(to, _)| to);
+        for to in waiters.chain(backup) {
             self.effects.push(Effect::Reply { to, answer: Answer::AskAgain });
         }
         self.state.unstage_after(self.state.last().1);
@@ -337,14 +343,16 @@ impl Replica {
         self.feed(from)
     }
 
-    /// The log from this index on is needed by learners: what follows it, and itself as the place
-    /// after which that is sent.
+    /// The log from this index on is needed by learners, or by a backup: what follows it, and itself as
+    /// the place after which that is sent.
     pub(crate) fn log_pin(&self) -> Option<Index> {
         let Role::Primary(primary) = &self.role else { return None };
         let learners = primary.followers.values().filter(|it| !it.replica);
         let floor = self.state.floor().1;
         let learners = learners.map(|learner| learner.matched.max(floor));
-        learners.chain(primary.sending.iter().map(|sending| sending.after)).min()
+        let snapshot = primary.sending.iter().map(|sending| sending.source.after);
+        let backup = primary.backup.iter().filter_map(Backup::pin);
+        learners.chain(snapshot).chain(backup).min()
     }
 
     pub(crate) fn on_holds_committed(
@@ -576,6 +584,7 @@ impl Replica {
         }
         late.into_iter().try_for_each(|store| self.feed(store))?;
         self.tick_snapshot()?;
+        self.tick_backup()?;
         self.change_members();
         self.tick_ending()?;
         self.expire_sessions()?;

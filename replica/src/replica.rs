@@ -166,9 +166,9 @@ pub enum StartError {
         "the head of the data folder holds a replication state that this release cannot read ({0}): use the release that wrote it, or give the node a new, empty folder"
     )]
     Unreadable(String),
-    /// A lone node's store, opened for a cluster.
+    /// A lone node's store, or one made from a backup, opened for a cluster.
     #[error(
-        "this data folder belongs to a lone node, but --authority was given: start it without --authority, or with --bootstrap beside it to make it the first primary of a new cluster, or give the node a new, empty folder"
+        "this data folder belongs to a lone node or was restored from a backup, but --authority was given: start it without --authority, or with --bootstrap beside it to make it the first primary of a new cluster, or give the node a new, empty folder"
     )]
     StoreIsLone,
     /// A cluster's store, opened alone.
@@ -218,9 +218,12 @@ impl Replica {
         saved.me = Some(config.me.clone());
         match (saved.owner, config.mode) {
             (None, _)
-            | (Some(Owner::Lone), Mode::Lone | Mode::Cluster { bootstrap: true })
+            | (
+                Some(Owner::Lone | Owner::Restored(_)),
+                Mode::Lone | Mode::Cluster { bootstrap: true },
+            )
             | (Some(Owner::Cluster(_)), Mode::Cluster { .. }) => {}
-            (Some(Owner::Lone), Mode::Cluster { bootstrap: false }) => {
+            (Some(Owner::Lone | Owner::Restored(_)), Mode::Cluster { bootstrap: false }) => {
                 return Err(StartError::StoreIsLone);
             }
             (Some(Owner::Cluster(id)), Mode::Lone) => {
@@ -290,7 +293,7 @@ impl Replica {
             Event::RegisterRead { asked, now } => self.on_register_read(asked, now)?,
             Event::Proposed { id, result } => self.on_proposed(id, result),
             Event::Checkpointed(checkpoint) => self.on_checkpointed(checkpoint),
-            Event::RowsRead { id, rows } => self.on_rows_read(id, rows),
+            Event::RowsRead { id, rows } => self.on_rows_read(id, rows)?,
             Event::Received { id, number, digests } => self.on_received(id, number, digests),
             Event::Scrubbed => self.on_scrubbed(),
             Event::Drained => self.close_record()?,
@@ -469,7 +472,7 @@ impl Replica {
         match self.saved.owner {
             None => None,
             Some(Owner::Lone) => Some(ClusterId(self.config.me.store.0)),
-            Some(Owner::Cluster(id)) => Some(id),
+            Some(Owner::Cluster(id) | Owner::Restored(id)) => Some(id),
         }
     }
 

@@ -58,6 +58,7 @@ impl Replica {
                 Ok(())
             }
             Request::Session(session) => self.show_session(from, session),
+            Request::Backup { id, number } => self.back_up(from, id, number),
             Request::Status => {
                 let answer = Answer::Status(Box::new(self.status()));
                 self.reply(from, answer);
@@ -283,7 +284,11 @@ fn incarnation_of(request: &Request) -> Option<Incarnation> {
         | Request::Execute(Execute { incarnation, .. })
         | Request::Outcome(Question { incarnation, .. })
         | Request::Cancel(Question { incarnation, .. }) => Some(*incarnation),
-        Request::Read(_) | Request::Sessions { .. } | Request::Session(_) | Request::Status => None,
+        Request::Read(_)
+        | Request::Sessions { .. }
+        | Request::Session(_)
+        | Request::Status
+        | Request::Backup { .. } => None,
     }
 }
 

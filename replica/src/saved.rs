@@ -30,13 +30,15 @@ pub struct Saved {
     pub replicas: Vec<Member>,
 }
 
-/// Whom a store belongs to. It never changes.
+/// Whom a store belongs to. It never changes, but that what runs alone may become a cluster's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Owner {
     /// A lone node.
     Lone,
     /// A cluster.
     Cluster(ClusterId),
+    /// A node alone, with what a backup of this cluster held. Clients know it as that cluster.
+    Restored(ClusterId),
 }
 
 /// What is needed to find out how a proposal ended.
@@ -64,6 +66,13 @@ impl Saved {
             me: None,
             replicas: Vec::new(),
         }
+    }
+
+    /// What a store saves that is made from a backup of `cluster`, in a new `incarnation` of its history;
+    /// `view` is that of the last record whose effects it holds.
+    #[must_use]
+    pub fn restored(cluster: ClusterId, incarnation: Incarnation, view: View) -> Self {
+        Self { owner: Some(Owner::Restored(cluster)), incarnation, view, ..Self::fresh() }
     }
 
     /// The node takes part in the view that `register` holds.

@@ -10,11 +10,10 @@
 //! Snapshot{End at e} ───────────────────────────────▶ Install: a new process opens the new store
 //!                                          Join ◀──── and is fed from e + 1 on
 //! ```
-//! - `s` is the applied point before the first row was read, `e` the one after the last. The log
-//!   from `s` on is pinned until the learner has joined.
-//! - All of it is committed: only what was folded is read. Tables whose fold a crash cut short may
-//!   show some effects of records after `e`; they are in the primary's log, and no learner becomes a
-//!   replica before it has all of that.
+//! - What the pieces are, and what `s` and `e`, is told in `source`. The log from `s` on is pinned until
+//!   the learner has joined.
+//! - Effects of records after `e` that the rows show already are in the primary's log, and no learner
+//!   becomes a replica before it has all of that.
 //! - One piece is on its way at a time, and is sent again until it is acknowledged; a rest follows. If either
 //!   process dies, the snapshot begins anew under another id; a new view of the same process does
 //!   not disturb it.
@@ -24,7 +23,7 @@
 //!   must not take it away. And what any of them acknowledged before the snapshot was begun counts no
 //!   more after it: the primary feeds what joins then by a new feed.
 
-use onlyonce_storage::{Coverage, Cursor, Digests, Entry, Index, Mark, Rows, Table};
+use onlyonce_storage::{Cursor, Digests, Entry, Mark, Rows, Table};
 use onlyonce_wire::StoreId;
 use onlyonce_wire::authority::Member;
 use rand::Rng;
@@ -35,18 +34,13 @@ use crate::marks;
 use crate::message::{PeerMessage, Piece, SnapshotId};
 use crate::mutations::Rule;
 use crate::replica::{Replica, Role, Stop};
+use crate::source::{Next, Source, rest_after};
 
 /// A snapshot on its way to a learner.
 pub(crate) struct Sending {
-    id: SnapshotId,
+    pub(crate) source: Source,
     pub(crate) member: Member,
     process: u64,
-    /// The records after this one are part of what the learner needs.
-    pub(crate) after: Index,
-    /// What the rows that were read show.
-    coverage: Coverage,
-    /// What all rows came to when the last ones were read.
-    digests: Digests,
     stage: Stage,
     /// The newest piece.
     number: u64,
@@ -61,24 +55,13 @@ pub(crate) struct Sending {
 enum Stage {
     /// Rows are being read.
     Reading,
-    /// A piece is on its way; `remaining` follows it.
-    Sent { piece: Piece, remaining: Remaining },
+    /// A piece is on its way.
+    Sent(Piece),
     /// A piece has arrived. What follows waits, so that requests have disks and processors for
     /// themselves for most of the time.
-    Resting { until: Moment, remaining: Remaining },
+    Resting { until: Moment },
     /// The learner has all of it, and will join.
     Installing,
-}
-
-/// What is left to be sent after a piece.
-#[derive(Clone, Debug)]
-enum Remaining {
-    /// Rows.
-    Rows(Cursor),
-    /// The effects of the records from `next` on, up to `end`.
-    Records { next: Index, end: Mark },
-    /// Nothing.
-    Nothing,
 }
 
 /// A snapshot on its way to this learner.
@@ -102,9 +85,7 @@ impl Receiving {
 }
 
 /// How long a snapshot may stand still, in `append_timeout`s.
-const STALL_APPEND_TIMEOUTS: u32 = 10;
-/// The longest rest after a piece: one that only waited for a checkpoint has used nothing up.
-const REST_MAX: std::time::Duration = std::time::Duration::from_millis(40);
+pub(crate) const STALL_APPEND_TIMEOUTS: u32 = 10;
 /// How often its progress is told.
 const PROGRESS_LOG_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -122,12 +103,9 @@ impl Replica {
         tracing::info!(follower = member.name, after = after.0, "send a snapshot");
         self.marks.hit(marks::Mark::TooFarBehindForLog);
         primary.sending = Some(Sending {
-            id,
+            source: Source::new(id, after, self.config.piece_bytes),
             member,
             process,
-            after,
-            coverage: Coverage::default(),
-            digests: Digests::default(),
             stage: Stage::Reading,
             number: 0,
             bytes: 0,
@@ -148,28 +126,25 @@ impl Replica {
 
     fn sending(&mut self, id: SnapshotId) -> Option<&mut Sending> {
         match &mut self.role {
-            Role::Primary(primary) => primary.sending.as_mut().filter(|it| it.id == id),
+            Role::Primary(primary) => primary.sending.as_mut().filter(|it| it.source.id == id),
             Role::Starting(_) | Role::Recovering(_) | Role::Follower(_) | Role::Stopped => None,
         }
     }
 
-    pub(crate) fn on_rows_read(&mut self, id: SnapshotId, rows: Rows) {
+    /// Rows that a snapshot or a backup asked for.
+    pub(crate) fn on_rows_read(&mut self, id: SnapshotId, mut rows: Rows) -> Result<(), Stop> {
         let incomplete = self.breaks(Rule::RepliesNotInSnapshot);
         let hasty = self.breaks(Rule::SnapshotWithoutRecords);
-        let Some(sending) = self.sending(id) else { return };
-        sending.coverage.add(&rows);
-        sending.digests = rows.applied.digests;
-        let end = rows.applied.mark;
-        let remaining = match rows.next {
-            Some(cursor) => Remaining::Rows(cursor),
-            None if hasty => Remaining::Records { next: end.index.next(), end },
-            None => Remaining::Records { next: sending.after.next(), end },
-        };
-        let mut entry = rows.entry;
-        entry.effects.retain(|effect| !(incomplete && effect.table == Table::Replies));
-        let piece = Piece::Effects(entry.encode());
-        sending.stage = Stage::Sent { piece, remaining };
-        self.send_piece();
+        rows.entry.effects.retain(|effect| !(incomplete && effect.table == Table::Replies));
+        if let Some(sending) = self.sending(id) {
+            sending.source.take_rows(rows, hasty);
+            return self.next_piece();
+        }
+        if let Some(source) = self.backup_source(id) {
+            source.take_rows(rows, hasty);
+            return self.next_backup_piece();
+        }
+        Ok(())
     }
 
     /// Sends the newest piece (again).
@@ -178,9 +153,9 @@ impl Replica {
         let view = self.view();
         let Role::Primary(primary) = &mut self.role else { return };
         let Some(sending) = &mut primary.sending else { return };
-        let Stage::Sent { piece, .. } = &sending.stage else { return };
+        let Stage::Sent(piece) = &sending.stage else { return };
         sending.sent = now;
-        let (process, id, number) = (sending.process, sending.id, sending.number);
+        let (process, id, number) = (sending.process, sending.source.id, sending.number);
         let (to, piece) = (sending.member.store, piece.clone());
         self.send(to, PeerMessage::Snapshot { view, process, id, number, piece });
     }
@@ -195,13 +170,11 @@ impl Replica {
     ) {
         let now = self.now;
         let Some(sending) = self.sending(id) else { return };
-        let Stage::Sent { piece, remaining } = &sending.stage else { return };
+        let Stage::Sent(piece) = &sending.stage else { return };
         if from != sending.member.store || number != sending.number {
             return;
         }
-        if matches!(remaining, Remaining::Records { next, end } if *next > end.index)
-            && digests != sending.digests
-        {
+        if sending.source.only_end_is_left() && digests != sending.source.digests {
             tracing::error!(
                 "the learner's rows are not what this node's tables came to: check them"
             );
@@ -217,66 +190,31 @@ impl Replica {
             tracing::info!(follower, bytes = sending.bytes, "sending a snapshot");
         }
         sending.number += 1;
-        sending.stage = match remaining.clone() {
-            Remaining::Nothing => {
-                tracing::info!(
-                    follower = sending.member.name,
-                    bytes = sending.bytes,
-                    "the snapshot is sent"
-                );
-                Stage::Installing
-            }
-            remaining @ (Remaining::Rows(_) | Remaining::Records { .. }) => {
-                let rest = (now.since(sending.begun) * 2).min(REST_MAX);
-                Stage::Resting { until: now.after(rest), remaining }
-            }
+        sending.stage = if sending.source.is_complete() {
+            let (follower, bytes) = (&sending.member.name, sending.bytes);
+            tracing::info!(follower, bytes, "the snapshot is sent");
+            Stage::Installing
+        } else {
+            Stage::Resting { until: rest_after(sending.begun, now) }
         };
     }
 
-    /// The rest is over: the next piece.
+    /// The rest is over, or rows were read: the next piece.
     fn next_piece(&mut self) -> Result<(), Stop> {
         let Role::Primary(primary) = &mut self.role else { return Ok(()) };
         let Some(sending) = &mut primary.sending else { return Ok(()) };
-        let Stage::Resting { remaining, .. } = &sending.stage else { return Ok(()) };
-        let (id, remaining) = (sending.id, remaining.clone());
-        sending.begun = self.now;
-        match remaining {
-            Remaining::Rows(from) => {
+        match sending.source.next(&self.state)? {
+            Next::Rows(from) => {
                 sending.stage = Stage::Reading;
-                self.effects.push(Effect::ReadRows { id, from });
-                Ok(())
+                self.effects.push(Effect::ReadRows { id: sending.source.id, from });
             }
-            Remaining::Records { next, end } => self.send_records(id, next, end),
-            Remaining::Nothing => Ok(()),
+            Next::Piece(piece) => {
+                sending.stage = Stage::Sent(piece);
+                self.send_piece();
+            }
+            Next::Lost => self.abandon_snapshot("the log no longer holds what it needs"),
+            Next::Nothing => {}
         }
-    }
-
-    /// Sends the effects of some records after the rows, or the end.
-    fn send_records(&mut self, id: SnapshotId, next: Index, end: Mark) -> Result<(), Stop> {
-        let stage = if next > end.index {
-            Stage::Sent { piece: Piece::End(end), remaining: Remaining::Nothing }
-        } else {
-            let records = self.state.records(next, self.config.piece_bytes)?;
-            let Some(sending) = self.sending(id) else { return Ok(()) };
-            let mut entry = Entry::default();
-            let mut after = next;
-            for record in records.into_iter().filter(|record| record.index <= end.index) {
-                after = record.index.next();
-                let effects = record.entries.iter().flat_map(|entry| &entry.effects);
-                let missing = effects.filter(|it| !sending.coverage.shows(record.index, it));
-                entry.effects.extend(missing.cloned());
-            }
-            if after == next {
-                self.abandon_snapshot("the log no longer holds what it needs");
-                return Ok(());
-            }
-            let remaining = Remaining::Records { next: after, end };
-            Stage::Sent { piece: Piece::Effects(entry.encode()), remaining }
-        };
-        if let Some(sending) = self.sending(id) {
-            sending.stage = stage;
-        }
-        self.send_piece();
         Ok(())
     }
 
@@ -306,11 +244,12 @@ impl Replica {
     pub(crate) fn tick_snapshot(&mut self) -> Result<(), Stop> {
         let timing = self.config.timing;
         let now = self.now;
-        let Role::Primary(primary) = &self.role else { return Ok(()) };
-        let Some(sending) = &primary.sending else { return Ok(()) };
-        if let Stage::Resting { until, .. } = sending.stage
+        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
+        let Some(sending) = &mut primary.sending else { return Ok(()) };
+        if let Stage::Resting { until } = sending.stage
             && now >= until
         {
+            sending.begun = now;
             return self.next_piece();
         }
         if now.since(sending.progressed) > timing.append_timeout * STALL_APPEND_TIMEOUTS {

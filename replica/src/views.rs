@@ -34,14 +34,14 @@ impl Starting {
 impl Replica {
     /// A lone node: the next view is its own.
     pub(crate) fn start_lone(&mut self) {
-        self.saved.owner = Some(Owner::Lone);
+        self.saved.owner.get_or_insert(Owner::Lone);
         self.saved.view = self.saved.view.next();
         self.save(Then::BeginLone);
     }
 
     pub(crate) fn begin_lone(&mut self) -> Result<(), Stop> {
         let register = Register {
-            cluster: ClusterId(self.config.me.store.0),
+            cluster: self.cluster().expect("it belongs to itself"),
             incarnation: self.saved.incarnation,
             view: onlyonce_wire::View(self.saved.view.0),
             proposal: ProposalId(0),
@@ -116,11 +116,20 @@ impl Replica {
         if self.never_took_part() {
             return Ok(());
         }
-        if self.saved.owner == Some(Owner::Lone) {
-            return Err(Stop(format!(
-                "the authority holds the view of cluster {}, but this data folder belongs to a lone node: start it alone, or give the node a new, empty folder",
-                register.cluster
-            )));
+        match self.saved.owner {
+            Some(Owner::Lone) => {
+                return Err(Stop(format!(
+                    "the authority holds the view of cluster {}, but this data folder belongs to a lone node: start it alone, or give the node a new, empty folder",
+                    register.cluster
+                )));
+            }
+            Some(Owner::Restored(_)) => {
+                return Err(Stop(format!(
+                    "the authority holds the view of cluster {}, but this data folder was restored from a backup, and begins a new history: start it alone, or with --bootstrap and an authority that holds nothing. The nodes of the history before must never serve again",
+                    register.cluster
+                )));
+            }
+            Some(Owner::Cluster(_)) | None => {}
         }
         if let Some(Owner::Cluster(mine)) = self.saved.owner {
             if register.cluster != mine {
@@ -137,7 +146,7 @@ impl Replica {
             }
             if theirs > mine {
                 return Err(Stop(format!(
-                    "the cluster is in incarnation {theirs}, begun by `onced admin force-view` without this store, which is of incarnation {mine}: it must never serve again. Keep this folder aside, give the node a new, empty one, and it catches up"
+                    "the cluster is in incarnation {theirs}, begun by `onced admin force-view` or from a backup without this store, which is of incarnation {mine}: it must never serve again. Keep this folder aside, give the node a new, empty one, and it catches up"
                 )));
             }
         }
@@ -223,7 +232,7 @@ impl Replica {
     fn start_without_register(&mut self, revision: Revision) -> Result<(), Stop> {
         let Mode::Cluster { bootstrap } = self.config.mode else { return Ok(()) };
         let Role::Starting(starting) = &self.role else { return Ok(()) };
-        let lone = self.saved.owner == Some(Owner::Lone);
+        let lone = matches!(self.saved.owner, Some(Owner::Lone | Owner::Restored(_)));
         let tried = starting.leftover.is_some_and(|leftover| leftover.expected == revision);
         if self.proposal.is_some() {
             return Ok(());
@@ -235,7 +244,7 @@ impl Replica {
             return Ok(());
         }
         let cluster = match self.saved.owner {
-            Some(Owner::Cluster(id)) => id,
+            Some(Owner::Cluster(id) | Owner::Restored(id)) => id,
             // Clients of the lone node know it by this id, and their sessions live on.
             Some(Owner::Lone) => ClusterId(self.config.me.store.0),
             None => ClusterId(self.rng.random()),

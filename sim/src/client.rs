@@ -392,6 +392,7 @@ impl Client {
             | Answer::Fate { fate: Fate::Pending | Fate::NeverSeen, .. }
             | Answer::Sessions { .. }
             | Answer::Session(_)
+            | Answer::Backup(_)
             | Answer::Status(_) => None,
         };
         self.calls.remove(&number);

@@ -151,6 +151,7 @@ pub fn request(request: &Request) -> String {
         Request::Sessions { .. } => "list sessions".to_owned(),
         Request::Session(session) => format!("show session {session}"),
         Request::Status => "status".to_owned(),
+        Request::Backup { number, .. } => format!("piece {number} of a backup"),
     }
 }
 
@@ -175,5 +176,6 @@ pub fn answer(answer: &Answer) -> String {
         Answer::Refused(refusal) => format!("refused: {refusal}"),
         Answer::NotPrimary { view, .. } => format!("not the primary (view {view})"),
         Answer::AskAgain => "ask again".to_owned(),
+        Answer::Backup(_) => "a piece of a backup".to_owned(),
     }
 }

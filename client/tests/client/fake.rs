@@ -130,7 +130,7 @@ impl Model {
             }
             Request::Outcome(question) => self.fate(question, false),
             Request::Cancel(question) => self.fate(question, true),
-            Request::Sessions { .. } | Request::Session(_) => {
+            Request::Sessions { .. } | Request::Session(_) | Request::Backup { .. } => {
                 panic!("nobody asks the model that: {request:?}")
             }
             Request::Status => Answer::Status(Box::new(status())),

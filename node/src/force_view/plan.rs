@@ -47,7 +47,7 @@ impl Found {
             (Some(Owner::Cluster(cluster)), Some(me)) => {
                 Ok(Self { folder, store, cluster, me, saved, last, committed, checkpoint })
             }
-            (Some(Owner::Lone), _) => Err(format!(
+            (Some(Owner::Lone | Owner::Restored(_)), _) => Err(format!(
                 "{} belongs to a lone node, which needs no view: start it without --authority, or \
                  with --bootstrap beside it to make it the first primary of a new cluster",
                 folder.display()

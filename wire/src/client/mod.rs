@@ -8,6 +8,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::backup::BackupRecord;
 use crate::ids::{
     CallId, ClusterId, IdempotencyKey, Incarnation, OpenedAt, Seq, Session, SessionId, StoreId,
     View,
@@ -136,6 +137,14 @@ pub enum Request {
     Session(SessionId),
     /// Tell about the node itself; any node answers.
     Status,
+    /// The next piece of a backup: [`Answer::Backup`], when it is there. Its number is the one of the
+    /// piece before and one more, or the same again; 0 begins a backup.
+    Backup {
+        /// Drawn at random by the client, for each backup that it begins.
+        id: u128,
+        /// Which piece.
+        number: u64,
+    },
 }
 
 /// An operation and the id under which it takes effect exactly once.
@@ -261,6 +270,9 @@ pub enum Answer {
     },
     /// This node cannot say what became of the request: ask again.
     AskAgain,
+    /// To `Backup`; none if this node does not know that backup, any more or at all: another one is to
+    /// be begun.
+    Backup(Option<BackupRecord>),
 }
 
 /// What became of a request.

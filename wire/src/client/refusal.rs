@@ -125,6 +125,9 @@ pub enum Limit {
     /// Too many requests wait to be executed or written.
     #[error("too much work is queued")]
     Queue,
+    /// Another client makes a backup.
+    #[error("another backup is under way")]
+    Backups,
 }
 
 /// A part of a request that has a limit.
