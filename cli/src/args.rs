@@ -45,6 +45,14 @@ const VALUES: &str =
 /// The heading of the options that every command takes.
 const GLOBAL: &str = "Global options";
 
+const BACKUP: &str = "\
+The backup is the state of one moment, with all that was acknowledged before the command began. It is
+written to FILE.partial, synced and renamed: what is called FILE is complete. If the primary changes
+meanwhile it begins anew. Progress is told on standard error. With --deadline, no step may take longer.
+
+Example:
+  once backup ./monday.once && onced restore --data ./restored ./monday.once";
+
 const BENCH: &str = "\
 It leaves what it writes in the store: keys 'bench-...' (put, mixed) and 'count-...' (incr). It
 deletes none of them, and overwrites what such keys held before.";
@@ -281,6 +289,12 @@ pub enum Command {
     /// List, show or close the sessions of clients
     #[command(subcommand, after_help = SESSION)]
     Session(SessionCommand),
+    /// Write all of the cluster into a file, while it runs; `onced restore` makes a store of it
+    #[command(after_help = BACKUP)]
+    Backup {
+        /// The file, replaced once the backup is complete; '-' is standard output
+        file: PathBuf,
+    },
     /// Ask every node what it is; exit 1 if none answers
     Status,
     /// Print what completes commands and options in a shell

@@ -1,6 +1,7 @@
 //! What is printed, and how a command ends.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use onlyonce_client::{BuildError, Error, limits};
@@ -21,6 +22,10 @@ pub enum End {
     InputTooLarge,
     /// Standard input failed; nothing was sent.
     Input(io::Error),
+    /// A file failed.
+    File(PathBuf, io::Error),
+    /// A backup on standard output was begun anew: what was written is of no use.
+    BackupCut,
     /// Standard output failed, after the answer had come.
     Output(io::Error),
 }
@@ -34,6 +39,13 @@ impl From<Error> for End {
 impl From<BuildError> for End {
     fn from(error: BuildError) -> Self {
         Self::Usage(error.to_string())
+    }
+}
+
+impl End {
+    /// Something that was done to a file failed.
+    pub fn file(path: &Path, error: io::Error) -> Self {
+        Self::File(path.to_owned(), error)
     }
 }
 
@@ -75,6 +87,18 @@ impl Printer {
             }
             End::Input(error) => {
                 eprintln!("once: standard input cannot be read: {error}; nothing was sent");
+                ExitCode::from(1)
+            }
+            End::File(path, error) => {
+                let text = format!("{}: {error}", path.display());
+                eprintln!("once: no backup was made: {text}");
+                self.error_line(&json!({ "error": "file", "message": text }));
+                ExitCode::from(1)
+            }
+            End::BackupCut => {
+                let text = "the node that made the backup does not go on with it, and what is on \
+                            standard output is of no use: repeat it";
+                eprintln!("once: no backup was made: {text}");
                 ExitCode::from(1)
             }
             End::InputTooLarge => {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::args::{Args, Command};
 use crate::output::{End, Printer, escape, json_bytes, print_value};
-use crate::{bench, compare, requests, status, writes};
+use crate::{backup, bench, compare, requests, status, writes};
 
 /// Whom to ask when nobody is named.
 const DEFAULT_NODE: &str = "127.0.0.1:7400";
@@ -39,6 +39,10 @@ pub async fn run(args: Args, printer: &Printer) -> Result<ExitCode, End> {
             return compare::compare(&builder, &options, printer).await;
         }
         Command::Bench(options) => return bench::bench(builder, &options, printer).await,
+        Command::Backup { file } => {
+            let client = builder.one_shot().build()?;
+            backup::backup(&client, &file, printer).await?;
+        }
         command => {
             let client = builder.one_shot().build()?;
             patiently(&client, single(&client, args.idempotency_key, command, printer)).await?;

@@ -307,7 +307,7 @@ impl Inner {
 
     /// Asks what may be asked any number of times, until there is an answer: in `incarnation`, else in
     /// the one that the cluster is in.
-    async fn ask(
+    pub(crate) async fn ask(
         &self,
         home: Option<Home>,
         incarnation: Option<Incarnation>,

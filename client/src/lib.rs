@@ -32,6 +32,7 @@
 //! more); `retry` is the loop, `cluster` knows whom to ask (with the help of
 //! `discovery`), `connection` multiplexes calls over one socket.
 
+mod backup;
 mod builder;
 mod cluster;
 mod connection;
@@ -57,6 +58,7 @@ use bytes::Bytes;
 use onlyonce_wire::client::{Answer, Read, Request};
 use onlyonce_wire::codec;
 
+pub use backup::{Backup, BackupStep};
 pub use builder::ClientBuilder;
 pub use errors::{
     BuildError, Error, NoAnswer, NodeReport, NodeReports, NotSent, Uncounted, Unresolved,
@@ -65,6 +67,7 @@ pub use errors::{
 pub use fate::{Cancellation, Fate, RequestName, SessionPage};
 pub use handle::{Handle, HandleError};
 pub use keyed::{Executed, Keyed, fresh_key};
+pub use onlyonce_wire::backup::BackupBegin;
 pub use onlyonce_wire::client::{
     Compare, Condition, ExecuteId, Failure, Fingerprint, Operation, Outcome, Refusal, RequestId,
     SavedRequest, SessionDetail, SessionStatus, TxnOutcome, Write,

@@ -56,6 +56,9 @@ pub enum Command {
     Authority(AuthorityArgs),
     /// Read all of a stopped node's data folder and tell whether it is what was written.
     Scrub(ScrubArgs),
+    /// Make a new store from a backup (see `once backup`).
+    #[command(long_about = RESTORE_ABOUT, after_help = RESTORE_AFTER)]
+    Restore(RestoreArgs),
     /// Mend what nothing mends by itself.
     #[command(subcommand)]
     Admin(AdminCommand),
@@ -156,6 +159,39 @@ pub struct ScrubArgs {
     /// The data folder.
     #[arg(long, value_name = "DIR", env = "ONCED_DATA")]
     pub data: PathBuf,
+}
+
+const RESTORE_ABOUT: &str = "\
+Make a new store from a backup, in an empty or missing folder.
+
+The whole file is checked before anything is written, and the store's rows against the digests of the
+cluster before it counts. It begins a new incarnation of the cluster's history: all sessions of before
+are expired then, and clients learn that requests of before cannot be told, rather than having them
+executed anew.
+
+Start it as a lone node, or with --bootstrap and an authority that holds nothing as the first primary
+of a cluster, which nodes on empty folders join. No node may serve from the history before any more:
+clients could still be answered by it. See docs/operations.md, \"Backup and restore\".";
+
+const RESTORE_AFTER: &str = "\
+Exit codes: 0 when the store is made, 1 when it is not (the message says what to do), 2 for wrong usage.
+
+Example:
+  once backup ./monday.once
+  onced restore --data ./n1 ./monday.once
+  onced serve --data ./n1 --name n1";
+
+#[derive(Debug, clap::Args)]
+pub struct RestoreArgs {
+    /// The data folder of the new store: empty, or missing (then its parent must exist).
+    #[arg(long, value_name = "DIR", env = "ONCED_DATA")]
+    pub data: PathBuf,
+    /// The backup.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// How log lines look on standard error.
+    #[arg(long, value_name = "text|json", env = "ONCED_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
 }
 
 const FORCE_VIEW_ABOUT: &str = "\

@@ -3,7 +3,7 @@
 //! [`run`] is the program `onced`. `serve.rs` puts a node together and shows its threads;
 //! `core_thread.rs` owns the core; `clients.rs` and `peers.rs` are the sockets; `log_thread.rs` and
 //! `checkpoint_thread.rs` write the store; [`authority`] holds the view register, both sides of it;
-//! `force_view/` is the tool for when that is lost.
+//! `force_view/` is the tool for when that is lost, `restore.rs` the one for when all stores are.
 
 mod args;
 pub mod authority;
@@ -24,6 +24,7 @@ mod log_thread;
 mod logging;
 mod peers;
 mod rate_limit;
+mod restore;
 mod scrub;
 mod serve;
 mod warm;
@@ -34,7 +35,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::args::{
-    AdminCommand, Args, AuthorityArgs, Command, ForceViewArgs, ScrubArgs, ServeArgs,
+    AdminCommand, Args, AuthorityArgs, Command, ForceViewArgs, RestoreArgs, ScrubArgs, ServeArgs,
 };
 use crate::authority::client::EmbeddedClient;
 use crate::authority::etcd::EtcdClient;
@@ -53,6 +54,7 @@ pub fn run() -> ExitCode {
         Command::Serve(args) => serve(&args),
         Command::Authority(args) => authority(&args),
         Command::Scrub(args) => scrub(&args),
+        Command::Restore(args) => restore(&args),
         Command::Admin(AdminCommand::ForceView(args)) => force_view(&args),
     };
     match ended {
@@ -86,6 +88,11 @@ fn authority(args: &AuthorityArgs) -> Result<(), ExitError> {
 fn scrub(args: &ScrubArgs) -> Result<(), ExitError> {
     logging::start(LogFormat::Text)?;
     scrub::run(&args.data)
+}
+
+fn restore(args: &RestoreArgs) -> Result<(), ExitError> {
+    logging::start(args.log_format)?;
+    restore::run(&args.data, &args.file)
 }
 
 fn force_view(args: &ForceViewArgs) -> Result<(), ExitError> {

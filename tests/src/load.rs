@@ -108,4 +108,14 @@ impl Finished {
     pub fn report(&self) -> Report {
         audit(&self.config, &self.ledger).expect("everything can be read")
     }
+
+    /// As [`report`](Self::report), by what the nodes with other client addresses hold.
+    ///
+    /// # Panics
+    /// When they cannot be read.
+    #[must_use]
+    pub fn report_at(&self, nodes: &[String]) -> Report {
+        let config = WorkloadConfig { nodes: nodes.to_vec(), ..self.config.clone() };
+        audit(&config, &self.ledger).expect("everything can be read")
+    }
 }

@@ -1,0 +1,341 @@
+//! Backups of real clusters under load, with nodes that die, and the stores that are made of them: all
+//! that was acknowledged before is there, exactly once; nothing of before is executed anew.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use onlyonce_tests::cluster::{BOUND, Environment, folder};
+use onlyonce_tests::process::{Ran, run};
+use onlyonce_tests::raw::{ask, executed, get, incarnation, incr};
+use onlyonce_tests::wait::wait_for;
+use onlyonce_tests::{
+    Ballast, Cluster, Daemon, Load, Lone, Node, RawSession, Report, Status, Workload,
+    WorkloadConfig, audit, binaries, seed,
+};
+use onlyonce_wire::client::{Answer, Execute, ExecuteId, Question, Refusal, Request, RequestId};
+use onlyonce_wire::{IdempotencyKey, Incarnation, codec};
+use rand::Rng;
+
+/// Checkpoints all the time, and keeps next to nothing of the log for those that do not ask for it.
+const PRUNING: Environment = &[
+    ("ONCED_LOG_TAIL_BYTES", "65536"),
+    ("ONCED_CHECKPOINT_BYTES", "65536"),
+    ("ONCED_CHECKPOINT_INTERVAL_MS", "50"),
+];
+/// How many rows of 20 kB a backup has at least.
+const ROWS: u64 = 600;
+/// How often a backup is begun until a primary dies in the middle of one.
+const TRIES: usize = 20;
+
+fn once(nodes: &[String], arguments: &[&str]) -> Command {
+    let mut command = Command::new(binaries::once());
+    command.args(["--nodes", &nodes.join(",")]).args(arguments);
+    command
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("temporary folders have readable names")
+}
+
+/// Makes a backup.
+#[track_caller]
+fn back_up(nodes: &[String], file: &Path) -> Ran {
+    let ran = run(once(nodes, &["--json", "backup", text(file)]), BOUND);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    ran
+}
+
+fn restore(data: &Path, file: &Path) -> Ran {
+    let mut command = Command::new(binaries::onced());
+    command.args(["restore", "--data", text(data), text(file)]);
+    run(command, BOUND)
+}
+
+#[track_caller]
+fn restored(data: &Path, file: &Path) {
+    let ran = restore(data, file);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+}
+
+#[track_caller]
+fn refused(ran: &Ran, words: &[&str]) {
+    let last = ran.stderr.lines().last().unwrap_or_default();
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    for word in words {
+        assert!(last.contains(word), "{word:?} is not in {last:?}");
+    }
+}
+
+fn keyed(incarnation: Incarnation, key: &IdempotencyKey) -> Request {
+    let operation = codec::encode(&incr("raw")).into();
+    Request::Execute(Execute { incarnation, id: ExecuteId::Key(key.clone()), operation })
+}
+
+fn fresh_key() -> IdempotencyKey {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    IdempotencyKey::fresh(now.as_millis() as u64, rand::random())
+}
+
+/// Some requests by hand, executed before the backup.
+struct Before {
+    session: RawSession,
+    named: IdempotencyKey,
+    timed: IdempotencyKey,
+    first: Vec<bytes::Bytes>,
+}
+
+impl Before {
+    fn new(nodes: &[SocketAddr]) -> Self {
+        let session = RawSession::open(nodes);
+        let named = IdempotencyKey::new("order-1234".to_owned()).expect("a key");
+        let timed = fresh_key();
+        let of = session.incarnation;
+        let requests = [session.request(1, 1, &incr("raw")), keyed(of, &named), keyed(of, &timed)];
+        let first = requests.map(|request| executed(ask(nodes, &request)).0).to_vec();
+        Self { session, named, timed, first }
+    }
+
+    /// The restored nodes know the keys, and nothing of the session; `late` was not in the backup.
+    #[track_caller]
+    fn check(&self, nodes: &[SocketAddr], late: &IdempotencyKey) {
+        let current = incarnation(nodes);
+        let of = self.session.incarnation;
+        assert!(current > of, "{current} after {of}");
+        let other = Answer::Refused(Refusal::OtherIncarnation { current });
+        let outcome = |key: &IdempotencyKey| {
+            let id = RequestId::Key(key.clone());
+            Request::Outcome(Question { incarnation: of, id, fingerprint: None })
+        };
+        for request in [
+            self.session.request(1, 1, &incr("raw")),
+            self.session.request(2, 1, &incr("raw")),
+            keyed(of, &self.named),
+            keyed(of, late),
+            outcome(late),
+            outcome(&self.timed),
+        ] {
+            assert_eq!(ask(nodes, &request), other, "{request:?}");
+        }
+        let disguised = RawSession { incarnation: current, ..self.session.clone() };
+        for seq in [1, 2] {
+            let answer = ask(nodes, &disguised.request(seq, 1, &incr("raw")));
+            assert_eq!(answer, Answer::Refused(Refusal::SessionExpired));
+        }
+        for (key, first) in [(&self.named, &self.first[1]), (&self.timed, &self.first[2])] {
+            assert_eq!(executed(ask(nodes, &keyed(current, key))), (first.clone(), true));
+        }
+        assert_eq!(ask(nodes, &keyed(current, late)), Answer::Refused(Refusal::Forgotten));
+        assert_eq!(get(nodes, "raw").as_deref(), Some("3"), "nothing of it ran again");
+        let session = RawSession::open(nodes);
+        executed(ask(nodes, &session.request(1, 1, &incr("raw"))));
+        assert_eq!(get(nodes, "raw").as_deref(), Some("4"), "new requests go on");
+    }
+}
+
+/// Makes backups in `file` until the primary died in the middle of one; it comes back each time.
+fn back_up_while_nodes_die(cluster: &mut Cluster, file: &Path) {
+    let partial = file.with_extension("once.partial");
+    for _ in 0..TRIES {
+        let _ = fs::remove_file(&partial);
+        let primary = cluster.wait_whole();
+        let mut backup = Daemon::spawn("once", once(&cluster.addresses(), &["backup", text(file)]));
+        wait_for("some of a backup", BOUND, || {
+            let length = fs::metadata(&partial).map_or(0, |partial| partial.len());
+            let is_some = length > 0 || backup.try_exit().is_some();
+            is_some.then_some(()).ok_or_else(|| format!("{length} bytes"))
+        });
+        cluster.nodes[primary].kill();
+        let exit = backup.exit(BOUND);
+        assert!(exit.status.success(), "{exit:?}");
+        cluster.nodes[primary].start();
+        if exit.stderr.contains("begins anew") {
+            assert!(!partial.exists(), "it has its own name");
+            return;
+        }
+    }
+    panic!("no primary died in the middle of a backup in {TRIES} tries");
+}
+
+/// The audit of a workload, by what other nodes hold.
+fn audit_at(nodes: &[String], config: &WorkloadConfig, ledger: &onlyonce_tests::Ledger) -> Report {
+    let config = WorkloadConfig { nodes: nodes.to_vec(), ..config.clone() };
+    audit::audit(&config, ledger).expect("everything can be read")
+}
+
+/// A cluster under load gives a backup although its primary dies meanwhile. The store that is made of
+/// it holds all that was acknowledged before, exactly once, and nothing twice of what came meanwhile; it
+/// is a new incarnation. As a lone node it serves; so it does as the first primary of a cluster, which
+/// the stores of the history before have no part in.
+#[test]
+fn a_backup_under_load_while_nodes_die() {
+    let mut cluster = Cluster::start(2, PRUNING);
+    let (addresses, nodes) = (cluster.addresses(), cluster.sockets());
+    let folder = folder();
+    let file = folder.path().join("monday.once");
+    let mut random = seed::rng("a_backup_under_load_while_nodes_die");
+
+    let ballast = Ballast::write(&addresses, ROWS);
+    let before = Before::new(&nodes);
+    let config = WorkloadConfig {
+        prefix: "before/".to_owned(),
+        ..WorkloadConfig::new(addresses.clone(), random.random())
+    };
+    let workload = Workload::start(config.clone());
+    wait_for("acknowledged requests", BOUND, || match workload.acknowledged() {
+        enough @ 1_000.. => Ok(enough),
+        few => Err(few.to_string()),
+    });
+    let ledger = workload.finish(BOUND);
+    audit::audit(&config, &ledger).expect("it can be read").assert_clean();
+
+    let load = Load::with(random, addresses);
+    load.progress(200);
+    let acknowledged = load.acknowledged();
+    back_up_while_nodes_die(&mut cluster, &file);
+    load.progress(200);
+    let late = fresh_key();
+    executed(ask(&nodes, &keyed(before.session.incarnation, &late)));
+    let during = load.finish();
+
+    let data = folder.path().join("alone");
+    restored(&data, &file);
+    let mut alone = Node::new("n1", &data, &[], &[]);
+    alone.start();
+    alone.wait_status("to serve", Status::serves);
+    let (address, socket) = ([alone.client_address().to_string()], [alone.client_address()]);
+    audit_at(&address, &config, &ledger).assert_clean();
+    let report = during.report_at(&address);
+    let Report { applied, lost, doubled, foreign, .. } = report;
+    println!("{acknowledged} acknowledged before, {applied} applied, {lost} later than the backup");
+    assert_eq!((doubled, foreign), (0, 0), "{report}");
+    assert!(applied >= acknowledged, "what was acknowledged before is in it\n{report}");
+    assert!(lost > 0, "it is of a moment meanwhile\n{report}");
+    ballast.check(&address);
+    before.check(&socket, &late);
+    alone.kill();
+
+    cluster.nodes.iter_mut().for_each(Node::kill);
+    cluster.lose_authority();
+    cluster.restart_authority();
+    cluster.nodes[0].empty_disk();
+    restored(cluster.nodes[0].data(), &file);
+    cluster.nodes[0].start();
+    cluster.nodes[0].wait_status("to serve", Status::serves);
+    cluster.nodes[1].spawn();
+    let exit = cluster.nodes[1].exit();
+    assert_eq!(exit.status.code(), Some(1), "{exit:?}");
+    assert!(exit.stderr.contains("without this store"), "{}", exit.stderr);
+    cluster.nodes[1].empty_disk();
+    cluster.nodes[1].start();
+    cluster.wait_whole();
+    cluster.nodes[0].kill();
+    assert_eq!(cluster.wait_primary(), 1, "the one that joined holds everything");
+    let addresses = cluster.addresses();
+    audit_at(&addresses, &config, &ledger).assert_clean();
+    ballast.check(&addresses);
+    before.check(&nodes, &late);
+}
+
+/// A lone node with some rows, and a backup of it.
+fn small() -> (Lone, tempfile::TempDir, std::path::PathBuf) {
+    let lone = Lone::start(&[]);
+    let folder = folder();
+    let file = folder.path().join("small.once");
+    drop(Ballast::write(&lone.addresses(), 60));
+    Before::new(&[lone.node.client_address()]);
+    back_up(&lone.addresses(), &file);
+    (lone, folder, file)
+}
+
+/// A byte that changed, anywhere, is named, and so is a cut; nothing is written then.
+#[test]
+fn every_damage_of_the_file_is_named() {
+    let (_lone, folder, file) = small();
+    let whole = fs::read(&file).expect("a file");
+    let mut random = seed::rng("every_damage_of_the_file_is_named");
+    let (bad, data) = (folder.path().join("bad.once"), folder.path().join("restored"));
+    let mut named = 0;
+    for place in 0..200 {
+        // The first bytes and the last ones, and any between.
+        let at = match place {
+            0..30 => place,
+            30..60 => whole.len() - 1 - (place - 30),
+            _ => random.random_range(0..whole.len()),
+        };
+        let mut content = whole.clone();
+        content[at] ^= 1 << random.random_range(0..8);
+        fs::write(&bad, content).expect("written");
+        let ran = restore(&data, &bad);
+        refused(&ran, &["bad.once"]);
+        let words =
+            ["no backup of Onlyonce", "header is damaged", "is damaged: ", "is cut off", "follows"];
+        assert!(words.iter().any(|it| ran.stderr.contains(it)), "byte {at}: {}", ran.stderr);
+        named += 1;
+    }
+    for _ in 0..20 {
+        let end = random.random_range(0..whole.len());
+        fs::write(&bad, &whole[..end]).expect("written");
+        refused(
+            &restore(&data, &bad),
+            &["bad.once", if end == 0 { "no backup" } else { "cut off" }],
+        );
+    }
+    fs::write(&bad, [&whole[..], b"x"].concat()).expect("written");
+    refused(&restore(&data, &bad), &["something follows"]);
+    assert!(!data.exists(), "nothing was written");
+    println!("{named} flips named");
+    restored(&data, &file);
+}
+
+/// A restore is made into an empty or missing folder only, and says what to do otherwise.
+#[test]
+fn a_restore_overwrites_nothing() {
+    let (lone, folder, file) = small();
+    refused(&restore(lone.node.data(), &file), &["in use by another process"]);
+    let data = folder.path().join("restored");
+    restored(&data, &file);
+    refused(&restore(&data, &file), &["holds a store already", "choose an empty or a new folder"]);
+    refused(
+        &restore(folder.path(), &file),
+        &["is not a data folder", "choose an empty or a new folder"],
+    );
+    refused(&restore(&folder.path().join("no/such"), &file), &["make its parent folder first"]);
+    let missing = folder.path().join("missing.once");
+    refused(&restore(&folder.path().join("other"), &missing), &["missing.once", "cannot be read"]);
+    assert_eq!(get(&[lone.node.client_address()], "raw").as_deref(), Some("3"));
+}
+
+/// A backup whose maker is killed is not taken for one, and neither is the file of another that is being
+/// written; on standard output comes the same as in a file.
+#[test]
+fn a_cut_off_backup_is_none() {
+    let (lone, folder, file) = small();
+    let output = once(&lone.addresses(), &["backup", "-"]).output().expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let copy = folder.path().join("output.once");
+    fs::write(&copy, &output.stdout).expect("written");
+    restored(&folder.path().join("output"), &copy);
+
+    let target = folder.path().join("killed.once");
+    let mut backup = Daemon::spawn("once", once(&lone.addresses(), &["backup", text(&target)]));
+    let partial = target.with_extension("once.partial");
+    wait_for("a backup to begin", BOUND, || {
+        partial.exists().then_some(()).ok_or_else(|| "not begun".to_owned())
+    });
+    backup.kill();
+    if partial.exists() {
+        assert!(!target.exists(), "it is not complete");
+        let words = fs::metadata(&partial).expect("a file").len();
+        let word = if words == 0 { "no backup" } else { "cut off" };
+        refused(&restore(&folder.path().join("killed"), &partial), &[word]);
+    }
+    let before = fs::read(&file).expect("a file");
+    let locked = fs::File::create(file.with_extension("once.partial")).expect("a file");
+    locked.try_lock().expect("nobody else writes it");
+    let ran = run(once(&lone.addresses(), &["backup", text(&file)]), BOUND);
+    refused(&ran, &["another process writes it"]);
+    assert_eq!(fs::read(&file).expect("a file"), before, "the backup of before stays");
+}
