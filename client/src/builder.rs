@@ -14,6 +14,17 @@ use crate::{Client, Semantics};
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Options of a [`Client`]; made by [`Client::builder`].
+///
+/// ```
+/// # use onlyonce_client::Client;
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let options = Client::builder().nodes(["10.0.0.1:7400", "10.0.0.2:7400"]);
+/// // Each client has a session of its own, with up to 1,024 requests under way.
+/// let clients = [options.clone().build()?, options.build()?];
+/// # let _ = clients;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct ClientBuilder {
@@ -51,6 +62,15 @@ impl ClientBuilder {
     }
 
     /// Addresses of nodes (`HOST:PORT`) to begin with. Any of them leads to the primary.
+    ///
+    /// ```
+    /// # use onlyonce_client::{BuildError, Client};
+    /// let nodes = vec!["n1:7400".to_owned(), "n2:7400".to_owned()];
+    /// assert!(Client::builder().nodes(nodes).nodes(["[::1]:7400"]).build().is_ok());
+    /// // A port is needed: there is none by default.
+    /// let bad = Client::builder().nodes(["localhost"]).build();
+    /// assert_eq!(bad.err(), Some(BuildError::Address { address: "localhost".to_owned() }));
+    /// ```
     pub fn nodes<A: Into<String>>(mut self, addresses: impl IntoIterator<Item = A>) -> Self {
         self.options.nodes.extend(addresses.into_iter().map(Into::into));
         self
@@ -58,6 +78,14 @@ impl ClientBuilder {
 
     /// The address of the cluster's authority, which knows the nodes. May be given beside
     /// [`nodes`](Self::nodes), and is asked again whenever no node serves.
+    ///
+    /// ```
+    /// # use onlyonce_client::{BuildError, Client};
+    /// assert!(Client::builder().authority("10.0.0.9:7300").build().is_ok());
+    /// // A cluster whose authority is etcd is reached by its nodes.
+    /// let etcd = Client::builder().authority("etcd://10.0.0.9:2379").build();
+    /// assert!(matches!(etcd, Err(BuildError::Authority { .. })));
+    /// ```
     pub fn authority(mut self, address: impl Into<String>) -> Self {
         self.options.authority = Some(address.into());
         self
@@ -65,6 +93,17 @@ impl ClientBuilder {
 
     /// The cluster that is meant. Nodes of another one are refused; without this, the first node
     /// that answers settles which cluster it is.
+    ///
+    /// ```
+    /// # use onlyonce_client::Client;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// // As `once status --json` shows it. A test cluster at a reused address is then never written to.
+    /// let cluster = "00c0ffee00c0ffee00c0ffee00c0ffee".parse()?;
+    /// let client = Client::builder().nodes(["10.0.0.1:7400"]).cluster(cluster).build()?;
+    /// # let _ = client;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn cluster(mut self, cluster: ClusterId) -> Self {
         self.options.cluster = Some(cluster);
         self
@@ -72,6 +111,20 @@ impl ClientBuilder {
 
     /// How long to wait for an answer before the request is sent again (default: 2 s). This
     /// bounds an attempt, not the call.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use onlyonce_client::Client;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// // Asked again after 200 ms without a reply: more copies, and still one effect.
+    /// let client = Client::builder()
+    ///     .nodes(["10.0.0.1:7400"])
+    ///     .attempt_timeout(Duration::from_millis(200))
+    ///     .build()?;
+    /// # let _ = client;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn attempt_timeout(mut self, limit: Duration) -> Self {
         self.options.attempt_timeout = limit.max(Duration::from_millis(1));
         self
@@ -79,6 +132,17 @@ impl ClientBuilder {
 
     /// How long a call may take (default: none, it goes on until it knows). When time is up, a
     /// request that may have been sent becomes [`Error::Unresolved`](crate::Error::Unresolved).
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use onlyonce_client::Client;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let patient = Client::builder().nodes(["10.0.0.1:7400"]).deadline(None);
+    /// let hasty = patient.clone().deadline(Duration::from_secs(5));
+    /// # let _ = (patient.build()?, hasty.build()?);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn deadline(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.options.deadline = limit.into();
         self
@@ -88,6 +152,16 @@ impl ClientBuilder {
     /// rather than in a session, which saves opening and closing one. Many requests are cheaper in a
     /// session: the cluster remembers a key for long, but a session's replies only until the next
     /// request.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::Client;
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let once = Client::builder().nodes(["10.0.0.1:7400"]).one_shot().build()?;
+    /// once.incr("starts", 1).await?; // a single commit; there is no session to close
+    /// # let _ = client;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn one_shot(mut self) -> Self {
         self.options.one_shot = true;
         self
@@ -100,6 +174,21 @@ impl ClientBuilder {
     /// Each request goes under a key of its own, as with [`one_shot`](Self::one_shot), so a client
     /// may be away for as long as the cluster remembers keys (24 hours unless configured otherwise).
     /// One client at a time may use an outbox.
+    ///
+    /// ```
+    /// # use onlyonce_client::{BuildError, Client, OutboxError};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let folder = tempfile::tempdir()?;
+    /// let options =
+    ///     Client::builder().nodes(["10.0.0.1:7400"]).outbox(folder.path().join("payments.outbox"));
+    /// let client = options.clone().build()?;
+    /// client.recover().await; // before anything else: what an earlier run left
+    /// // It is this client's until its last clone is dropped.
+    /// assert!(matches!(options.build(), Err(BuildError::Outbox { error: OutboxError::InUse, .. })));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn outbox(mut self, path: impl Into<PathBuf>) -> Self {
         self.options.outbox = Some(path.into());
         self
@@ -120,6 +209,13 @@ impl ClientBuilder {
     }
 
     /// The client. Nothing is connected before the first call.
+    ///
+    /// ```
+    /// # use onlyonce_client::{BuildError, Client};
+    /// assert_eq!(Client::builder().build().err(), Some(BuildError::NoNodes));
+    /// // Whether somebody is there shows at the first call.
+    /// assert!(Client::builder().nodes(["nobody.invalid:7400"]).build().is_ok());
+    /// ```
     pub fn build(mut self) -> Result<Client, BuildError> {
         let Options { nodes, authority, .. } = &mut self.options;
         if nodes.is_empty() && authority.is_none() {
