@@ -5,11 +5,15 @@
 //! | [`Error::Refused`] | no, and it never will | yes |
 //! | [`Error::Failed`] | it was executed, found impossible, and changed nothing | yes |
 //! | [`Error::NotSent`] | no: no copy of it is under way | yes |
-//! | [`Error::Unusable`] | no: the nodes given are not the cluster meant | after the configuration is put right |
+//! | [`Error::Unusable`] | no: the nodes, the outbox or the clock of this client are not fit for it | after that is put right |
 //! | [`Error::NoAnswer`] | it was a read, which changes nothing, or a question | yes |
 //! | [`Error::Unresolved`] | **not known** | no: it could take effect twice |
 //! | [`Error::Uncounted`] | **not known**, nor how often (best effort only) | if it does not matter how often, and in which order, it does |
-//! | [`Error::BadReply`] | yes, but its result cannot be shown | no |
+//! | [`Error::BadReply`] | yes, but its result cannot be shown; a read or a question changed nothing | no |
+//!
+//! "It" is this call. Under a [key of the caller's](crate::Client::with_key) other calls may have run
+//! before it: where this one is refused as `Forgotten`, that is not known, and to send it again under
+//! another key could make it take effect twice.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,6 +28,20 @@ use crate::outbox::OutboxError;
 use crate::session::Registration;
 
 /// Why a call did not return a result.
+///
+/// ```
+/// # use onlyonce_client::{Error, Failure};
+/// /// Whether the request may be sent again as a new one.
+/// fn is_over(error: &Error) -> bool {
+///     match error {
+///         Error::Refused(_) | Error::Failed(_) | Error::NotSent(_) | Error::Unusable(_) => true,
+///         Error::NoAnswer(_) => true,   // it was a read, or a question
+///         Error::BadReply(_) => false,  // it took effect
+///         Error::Unresolved(_) => false, // resume it by its handle
+///     }
+/// }
+/// assert!(is_over(&Error::Failed(Failure::Overflow)));
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// The request never took effect and never will.
@@ -45,7 +63,8 @@ pub enum Error {
     /// The deadline of a read, or of a question about a request, passed. Asking again is harmless.
     #[error("{0}")]
     NoAnswer(NoAnswer),
-    /// The nodes that were given cannot serve this client; nothing was sent. Waiting will not help.
+    /// This client cannot be served as it is: its nodes are of another cluster or release, its outbox
+    /// cannot be written, or its clock is far behind. Nothing was done. Waiting will not help.
     #[error("{0}; nothing was sent")]
     Unusable(String),
     /// The request was answered, but with something that this release does not understand.
@@ -54,6 +73,14 @@ pub enum Error {
 }
 
 /// What one node was found to be, or said, when it was last asked.
+///
+/// ```
+/// # use onlyonce_client::NodeReport;
+/// # fn example(report: &NodeReport) {
+/// // For people: the reasons are sentences, not for a program to compare.
+/// eprintln!("node {}: {}", report.address, report.reason);
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeReport {
     /// The node's address, as it was given.
@@ -63,6 +90,16 @@ pub struct NodeReport {
 }
 
 /// What each node that was asked had to say.
+///
+/// ```
+/// # use onlyonce_client::{NodeReport, NodeReports};
+/// let report = |address: &str, reason: &str| NodeReport {
+///     address: address.into(),
+///     reason: reason.to_owned(),
+/// };
+/// let reports = NodeReports(vec![report("n1:7400", "connection refused"), report("n2:7400", "silent")]);
+/// assert_eq!(reports.to_string(), "n1:7400: connection refused; n2:7400: silent");
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeReports(pub Vec<NodeReport>);
 
@@ -107,6 +144,14 @@ impl fmt::Display for NodeReports {
 }
 
 /// A request of which no copy is under way: it never took effect.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use onlyonce_client::{Error, NodeReports, NotSent};
+/// let (within, nodes) = (Duration::from_secs(5), NodeReports::default());
+/// let error = Error::NotSent(NotSent { within, delivered: false, waiting_for: None, nodes });
+/// assert_eq!(error.to_string(), "no node could be reached within 5s; nothing was sent");
+/// ```
 #[derive(Clone, Debug)]
 pub struct NotSent {
     /// How long it was tried.
@@ -141,6 +186,20 @@ impl fmt::Display for NotSent {
 }
 
 /// A read, or a question about a request, that got no answer in time.
+///
+/// ```no_run
+/// # use onlyonce_client::{Client, Error};
+/// # use onlyonce_client::NoAnswer;
+/// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+/// // There is no handle to keep: a read has no effect that could happen twice.
+/// let greeting = match client.get("greeting").await {
+///     Err(Error::NoAnswer(NoAnswer { within, .. })) => return Err(format!("not in {within:?}").into()),
+///     read => read?,
+/// };
+/// # let _ = greeting;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct NoAnswer {
     /// How long it was tried.
@@ -164,6 +223,19 @@ impl fmt::Display for NoAnswer {
 ///
 /// Its [`Handle`] names it for ever. As long as this value (or a clone of it) lives, the client
 /// keeps the request's session alive, so that its fate stays answerable.
+///
+/// ```no_run
+/// # use onlyonce_client::{Client, Error};
+/// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+/// match client.incr("balance", -30).await {
+///     Ok(balance) => println!("{balance} left"),
+///     // Another process can find out, even if this one dies.
+///     Err(Error::Unresolved(open)) => std::fs::write("open-payment", open.handle().to_string())?,
+///     Err(error) => return Err(error.into()),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Unresolved(Arc<UnresolvedParts>);
 
@@ -176,6 +248,21 @@ struct UnresolvedParts {
 }
 
 /// Why a request is unresolved.
+///
+/// ```
+/// # use onlyonce_client::{Refusal, UnresolvedReason};
+/// /// Whether resuming it later, by the same handle, can bring its result.
+/// fn is_worth_resuming(reason: &UnresolvedReason) -> bool {
+///     match reason {
+///         UnresolvedReason::Deadline(_) => true,
+///         UnresolvedReason::BadReply(_) => true, // by a client of the nodes' release
+///         UnresolvedReason::Unusable(_) => true, // with the right nodes
+///         UnresolvedReason::NoContent => true,   // with `resume_with`
+///         UnresolvedReason::Refused(_) => false, // its id is void
+///     }
+/// }
+/// assert!(!is_worth_resuming(&UnresolvedReason::Refused(Refusal::SessionExpired)));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UnresolvedReason {
     /// The deadline passed.
@@ -219,18 +306,55 @@ impl Unresolved {
     }
 
     /// The request's name.
+    ///
+    /// ```
+    /// # use onlyonce_client::{Client, Error, Handle};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = Client::builder().nodes(["10.0.0.1:7400"]).build()?;
+    /// // This handle is without the content, so a resume is unresolved before anything is sent.
+    /// let handle: Handle = "once1-00n0207vxqzfrrk00404t0fyr276js2myxpfsetsb657ea6zfn933d0v".parse()?;
+    /// let Err(Error::Unresolved(open)) = client.resume(&handle).await else { unreachable!() };
+    /// assert_eq!(open.handle(), &handle);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn handle(&self) -> &Handle {
         &self.0.handle
     }
 
     /// Why the client stopped asking.
+    ///
+    /// ```
+    /// # use onlyonce_client::{Client, Error, Handle, UnresolvedReason};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = Client::builder().nodes(["10.0.0.1:7400"]).build()?;
+    /// let handle: Handle = "once1-00n0207vxqzfrrk00404t0fyr276js2myxpfsetsb657ea6zfn933d0v".parse()?;
+    /// let Err(Error::Unresolved(open)) = client.resume(&handle).await else { unreachable!() };
+    /// assert_eq!(open.reason(), &UnresolvedReason::NoContent);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn reason(&self) -> &UnresolvedReason {
         &self.0.reason
     }
 
     /// What each node said last.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::{Client, Error};
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// if let Err(Error::Unresolved(open)) = client.put("greeting", "hello").await {
+    ///     for node in &open.nodes().0 {
+    ///         eprintln!("{}: {}", node.address, node.reason);
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn nodes(&self) -> &NodeReports {
         &self.0.nodes
@@ -287,6 +411,15 @@ impl fmt::Display for Uncounted {
 }
 
 /// A client that cannot be built.
+///
+/// ```
+/// # use onlyonce_client::Client;
+/// let error = Client::builder().nodes(["localhost:0"]).build().expect_err("no port");
+/// assert_eq!(
+///     error.to_string(),
+///     "\"localhost:0\" is not an address: HOST:PORT is needed, as in 127.0.0.1:7400"
+/// );
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BuildError {
     /// Neither nodes nor an authority.
