@@ -19,6 +19,19 @@ use crate::keyed::{Executed, Keyed};
 use crate::retry::{Progress, Stop};
 
 /// What became of a request.
+///
+/// ```
+/// # use onlyonce_client::{Fate, Outcome};
+/// /// Whether the request may still run.
+/// fn is_open(fate: &Fate) -> bool {
+///     match fate {
+///         Fate::Pending | Fate::NeverSeen => true,
+///         Fate::Done(_) | Fate::Cancelled | Fate::Forgotten(_) => false,
+///     }
+/// }
+/// // That nobody has seen it is no promise: a copy may be under way.
+/// assert!(is_open(&Fate::NeverSeen));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// It ran, once, and came to this. [`Outcome::Failed`] says that it was found impossible, and
@@ -36,6 +49,17 @@ pub enum Fate {
 }
 
 /// What a cancel came to.
+///
+/// ```no_run
+/// # use onlyonce_client::{Cancellation, Client};
+/// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+/// // Only a cancel makes it safe to send the same work anew, under another key.
+/// if client.cancel(&client.with_key("order-1234")?).await? == Cancellation::Cancelled {
+///     client.with_key("order-1234-anew")?.incr("balance", -30).await?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "the request may have run before"]
 pub enum Cancellation {
@@ -51,6 +75,18 @@ pub enum Cancellation {
 ///
 /// A handle says most: which cluster may be asked, in which incarnation, and for which content. A key
 /// or an id is looked up in the cluster as it is now, whatever its content.
+///
+/// ```no_run
+/// # use onlyonce_client::{Client, IdempotencyKey, RequestId};
+/// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+/// let key = IdempotencyKey::new("order-1234")?;
+/// // One request, named in three ways.
+/// client.outcome(&client.with_key(key.clone())?).await?;
+/// client.outcome(RequestId::Key(key.clone())).await?;
+/// client.outcome(key).await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct RequestName {
     home: Option<Home>,
@@ -107,6 +143,20 @@ impl RequestName {
 }
 
 /// Some of the open sessions.
+///
+/// ```no_run
+/// # use onlyonce_client::Client;
+/// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+/// let mut after = None;
+/// loop {
+///     let page = client.sessions(after, 1_000).await?;
+///     page.sessions.iter().for_each(|session| println!("{}", session.session));
+///     let Some(last) = page.sessions.last().filter(|_| page.more) else { break };
+///     after = Some(last.session.id);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionPage {
     /// In the order of their ids.
@@ -118,6 +168,18 @@ pub struct SessionPage {
 impl Client {
     /// Writes under an idempotency key: an [`IdempotencyKey`], or bytes or text of your own, such as
     /// an order's number. A text that is a `UUIDv7` is a timed key. See [`Keyed`].
+    ///
+    /// ```
+    /// # use onlyonce_client::{Client, IdempotencyKeyError, fresh_key};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = Client::builder().nodes(["10.0.0.1:7400"]).build()?;
+    /// let named = client.with_key("order-1234")?;
+    /// let timed = client.with_key(fresh_key())?;
+    /// assert!(named.key().time_ms().is_none() && timed.key().time_ms().is_some());
+    /// assert_eq!(client.with_key("").err(), Some(IdempotencyKeyError::Empty));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// When the key is empty or over 256 bytes.
@@ -153,6 +215,17 @@ impl Client {
     }
 
     /// As [`outcome`](Self::outcome), with how long the key is remembered at least; none in a session.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::{Client, Fate};
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let (fate, kept_for) = client.outcome_told(&client.with_key("order-1234")?).await?;
+    /// if let Fate::Done(outcome) = fate {
+    ///     println!("{outcome:?}; it may be sent again for {kept_for:?}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn outcome_told(
         &self,
         request: impl Into<RequestName>,
@@ -223,6 +296,20 @@ impl Client {
 
     /// As [`resume`](Self::resume), with the operation, for handles that do not carry it.
     ///
+    /// ```
+    /// # use onlyonce_client::{Client, Error, Handle, Operation, Refusal, Write};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = Client::builder().nodes(["10.0.0.1:7400"]).build()?;
+    /// // The handle of a put of 1,000 bytes: it has their fingerprint only.
+    /// let handle: Handle = "once1-00n0207vxqzfrrk00404t0fyr276js2myxpfsetsb657ea6zfn933d0v".parse()?;
+    /// let other = Operation::Write(Write::Put { key: "essay".into(), value: "x".into() });
+    /// let refused = client.resume_with(&handle, &other).await;
+    /// assert!(matches!(refused, Err(Error::Refused(Refusal::Mismatch))));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Refused`] with `Mismatch`, and nothing is sent, when the handle's request has other
     /// content.
@@ -239,6 +326,17 @@ impl Client {
     }
 
     /// Some of the open sessions, of all clients: those after `after`, at most `limit` of them.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::Client;
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// // Whose clients are away: a session that is idle for too long is expired by the cluster.
+    /// for open in client.sessions(None, 100).await?.sessions {
+    ///     println!("{} idle for {} ms", open.session.id, open.idle_ms);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn sessions(
         &self,
         after: Option<SessionId>,
@@ -252,6 +350,18 @@ impl Client {
 
     /// One session, and what the cluster remembers of its requests; none if none is open under the
     /// id.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::SessionId;
+    /// # use onlyonce_client::Client;
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let id: SessionId = "0000000000000000000000000000feed".parse()?;
+    /// if let Some(open) = client.session(id).await? {
+    ///     println!("{} replies are kept until its client has seen them", open.saved.len());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn session(&self, id: SessionId) -> Result<Option<SessionDetail>, Error> {
         match self.inner.ask(None, None, |_| Request::Session(id)).await? {
             Answer::Session(session) => Ok(session),
@@ -261,6 +371,19 @@ impl Client {
 
     /// Closes a session, whoever opened it: the replies that it saved are forgotten, and what its
     /// client has under way becomes unresolved. Returns when it is not open (any more).
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::Client;
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// // Those of clients that are gone for an hour: their room is for others.
+    /// for open in client.sessions(None, 1_000).await?.sessions {
+    ///     if open.idle_ms > 3_600_000 {
+    ///         client.close_session(open.session).await?;
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn close_session(&self, session: Session) -> Result<(), Error> {
         let close = |incarnation| Request::Close { incarnation, session };
         match self.inner.ask(None, None, close).await {
