@@ -101,6 +101,16 @@ impl Handle {
     }
 
     /// The cluster that was asked; none when that was not known.
+    ///
+    /// ```
+    /// # use onlyonce_client::{ClusterId, Handle};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let handle: Handle = "once1-00n0207vxqzfrrk00404t00a0010cxk9edmq8wr2b5ks4h0".parse()?;
+    /// // Who finds such a text in a log knows where to ask.
+    /// assert_eq!(handle.cluster(), Some(ClusterId(42)));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn cluster(&self) -> Option<ClusterId> {
         match self.home {
@@ -110,18 +120,48 @@ impl Handle {
     }
 
     /// The cluster's incarnation at that time. In a later one the id is void.
+    ///
+    /// ```
+    /// # use onlyonce_client::{Handle, Incarnation};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let handle: Handle = "once1-00n0207vxqzfrrk00404t00a0010cxk9edmq8wr2b5ks4h0".parse()?;
+    /// // After a restore the cluster is in another one, and tells that the request is forgotten.
+    /// assert_eq!(handle.incarnation(), Incarnation(1));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn incarnation(&self) -> Incarnation {
         self.incarnation
     }
 
     /// The request's id.
+    ///
+    /// ```
+    /// # use onlyonce_client::{Handle, IdempotencyKey, RequestId};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let handle: Handle = "once1-00n0208019qq4s35e8pk2chk6g00p0020xh62v31dshpaewtk0gs6".parse()?;
+    /// assert_eq!(handle.id(), &RequestId::Key(IdempotencyKey::new("order-1234")?));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn id(&self) -> &RequestId {
         &self.id
     }
 
     /// The fingerprint of the request's content.
+    ///
+    /// ```
+    /// # use onlyonce_client::Handle;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let in_session: Handle = "once1-00n0207vxqzfrrk00404t00a0010cxk9edmq8wr2b5ks4h0".parse()?;
+    /// let keyed: Handle = "once1-00n0208019qq4s35e8pk2chk6g00p0020xh62v31dshpaewtk0gs6".parse()?;
+    /// // Of the content alone: the same write under two ids has one fingerprint; these are two writes.
+    /// assert_ne!(in_session.fingerprint(), keyed.fingerprint());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         match &self.content {
@@ -131,6 +171,18 @@ impl Handle {
     }
 
     /// The request's content; none if it was too long for the handle.
+    ///
+    /// ```
+    /// # use onlyonce_client::{Handle, Operation, Write};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let short: Handle = "once1-00n0207vxqzfrrk00404t00a0010cxk9edmq8wr2b5ks4h0".parse()?;
+    /// let incr = Write::Incr { key: "visits".into(), by: 1 };
+    /// assert_eq!(short.operation(), Some(Operation::Write(incr)));
+    /// let long: Handle = "once1-00n0207vxqzfrrk00404t0fyr276js2myxpfsetsb657ea6zfn933d0v".parse()?;
+    /// assert_eq!(long.operation(), None);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn operation(&self) -> Option<Operation> {
         let bytes = self.operation_bytes()?;
@@ -182,6 +234,14 @@ impl fmt::Display for Handle {
 }
 
 /// A text that is no handle, or not any more.
+///
+/// ```
+/// # use onlyonce_client::{Handle, HandleError};
+/// let text = "once1-00n0207vxqzfrrk00404t00a0010cxk9edmq8wr2b5ks4h0";
+/// assert!(text.parse::<Handle>().is_ok());
+/// // What was not copied whole names no other request by accident.
+/// assert_eq!(text[..40].parse::<Handle>(), Err(HandleError::Checksum));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HandleError {
     /// It does not begin like one.
