@@ -39,6 +39,18 @@ pub struct Keyed {
 }
 
 /// A result, and what its request's id adds to it.
+///
+/// ```no_run
+/// # use onlyonce_client::{Client, Executed, Operation, Write};
+/// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+/// let pay = Operation::Write(Write::Incr { key: "balance".into(), by: -30 });
+/// let Executed { replayed, .. } = client.with_key("order-1234")?.execute_told(pay).await?;
+/// if !replayed {
+///     println!("this is the first reply: tell the customer");
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Executed {
     /// What the operation came to, as it was first saved.
@@ -56,18 +68,53 @@ impl Keyed {
     }
 
     /// The key.
+    ///
+    /// ```
+    /// # use onlyonce_client::{Client, fresh_key};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = Client::builder().nodes(["10.0.0.1:7400"]).build()?;
+    /// let keyed = client.with_key(fresh_key())?;
+    /// // Kept where the work is, it can be read back.
+    /// let text = keyed.key().to_string();
+    /// assert_eq!(client.with_key(text)?.key(), keyed.key());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn key(&self) -> &IdempotencyKey {
         &self.key
     }
 
     /// As [`Client::put`](crate::Client::put).
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::{Client, Error, Refusal};
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let keyed = client.with_key("profile-7-v3")?;
+    /// keyed.put("profile/7", "third").await?;
+    /// // The same key with another content is a mistake, and is refused.
+    /// let refused = keyed.put("profile/7", "fourth").await;
+    /// assert!(matches!(refused, Err(Error::Refused(Refusal::Mismatch))));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<(), Error> {
         let write = Write::Put { key: key.into(), value: value.into() };
         writes::done(self.execute(Operation::Write(write)).await?)
     }
 
     /// As [`Client::append`](crate::Client::append).
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::Client;
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let keyed = client.with_key("event-88")?;
+    /// let length = keyed.append("journal", "event 88\n").await?;
+    /// // Delivered again, it is not written again, and the reply is the first one.
+    /// assert_eq!(keyed.append("journal", "event 88\n").await?, length);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn append(
         &self,
         key: impl Into<Bytes>,
@@ -78,18 +125,51 @@ impl Keyed {
     }
 
     /// As [`Client::incr`](crate::Client::incr).
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::Client;
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// // Two processes that race for one order both get the one balance.
+    /// let (one, other) = (client.with_key("order-1234")?, client.with_key("order-1234")?);
+    /// let (one, other) = tokio::join!(one.incr("balance", -30), other.incr("balance", -30));
+    /// assert_eq!(one?, other?);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn incr(&self, key: impl Into<Bytes>, by: i64) -> Result<i64, Error> {
         let write = Write::Incr { key: key.into(), by };
         writes::integer(self.execute(Operation::Write(write)).await?)
     }
 
     /// As [`Client::delete`](crate::Client::delete).
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::Client;
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let keyed = client.with_key("expire-7")?;
+    /// let existed = keyed.delete("cache/7").await?;
+    /// // A copy of it does not look again: it tells what the first one found.
+    /// assert_eq!(keyed.delete("cache/7").await?, existed);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn delete(&self, key: impl Into<Bytes>) -> Result<bool, Error> {
         let write = Write::Delete { key: key.into() };
         writes::existed(self.execute(Operation::Write(write)).await?)
     }
 
     /// As [`Client::cas`](crate::Client::cas).
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::Client;
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// // Without the key, a second try after a crash would find "paid", and call that a failure.
+    /// let keyed = client.with_key("pay-1234")?;
+    /// let compared = keyed.cas("order/1234", Some("open".into()), "paid").await?;
+    /// println!("paid by this request: {}", compared.swapped);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn cas(
         &self,
         key: impl Into<Bytes>,
@@ -101,6 +181,16 @@ impl Keyed {
     }
 
     /// As [`Client::put_if_absent`](crate::Client::put_if_absent).
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::Client;
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// // Restarted half-way, it still learns that the seat is its own.
+    /// let booked = client.with_key("booking-99")?.put_if_absent("seat/7", "alice").await?;
+    /// println!("booked: {}", booked.swapped);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn put_if_absent(
         &self,
         key: impl Into<Bytes>,
@@ -110,11 +200,36 @@ impl Keyed {
     }
 
     /// As [`Client::txn`](crate::Client::txn).
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::{Client, Txn, TxnOutcome};
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let transfer = Txn::new().incr("alice", -3).incr("bob", 3);
+    /// // A compare that does not hold would be the key's one reply too: a new try needs a new key.
+    /// match client.with_key("transfer-5")?.txn(transfer).await? {
+    ///     TxnOutcome::Committed(_) => println!("moved, once"),
+    ///     other => println!("nothing was moved: {other:?}"),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn txn(&self, txn: Txn) -> Result<TxnOutcome, Error> {
         writes::txn(self.execute(txn.into_operation()).await?)
     }
 
     /// As [`Client::execute`](crate::Client::execute).
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::{Client, Operation, Write};
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let work: Vec<(&str, Operation)> =
+    ///     vec![("message-1", Operation::Write(Write::Incr { key: "n".into(), by: 1 }))];
+    /// for (key, operation) in work {
+    ///     client.with_key(key)?.execute(operation).await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn execute(&self, operation: Operation) -> Result<Outcome, Error> {
         self.execute_told(operation).await.map(|executed| executed.outcome)
     }
