@@ -95,12 +95,34 @@ use crate::writes::unexpected;
 /// A client of one cluster. Clones share their connections and their session.
 ///
 /// Calls need a running tokio runtime, always the same one.
+///
+/// ```no_run
+/// # use onlyonce_client::Client;
+/// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+/// let other = client.clone();
+/// let (one, two) = tokio::join!(client.incr("jobs", 1), other.incr("jobs", 1));
+/// // Clones are one client, but two calls are two requests: each counts.
+/// assert_ne!(one?, two?);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
 }
 
 /// What a compare-and-set came to.
+///
+/// ```no_run
+/// # use onlyonce_client::{Client, Compared};
+/// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+/// match client.put_if_absent("lock", "me").await? {
+///     Compared { swapped: true, .. } => println!("the lock is mine"),
+///     Compared { actual, .. } => println!("the lock is held by {actual:?}"),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "it says whether the value was set"]
 pub struct Compared {
@@ -111,6 +133,20 @@ pub struct Compared {
 }
 
 /// What a request that was left in an outbox came to.
+///
+/// ```no_run
+/// # use onlyonce_client::{Client, Error, Recovered};
+/// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+/// for Recovered { key, result, .. } in client.recover().await {
+///     match result {
+///         Ok(outcome) => println!("{key}: it ran once, and came to {outcome:?}"),
+///         Err(Error::Unresolved(open)) => println!("{key}: {open}"),
+///         Err(error) => println!("{key}: {error}"),
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Recovered {
     /// Its key.
@@ -122,6 +158,21 @@ pub struct Recovered {
 }
 
 /// Some rows, in key order.
+///
+/// ```no_run
+/// # use onlyonce_client::{Client, Rows};
+/// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+/// let mut start = bytes::Bytes::new();
+/// loop {
+///     // Each page is of one moment; what is written between two pages may be in the second.
+///     let Rows { rows, next } = client.scan(start, None, 1_000).await?;
+///     println!("{} rows", rows.len());
+///     let Some(next) = next else { break };
+///     start = next;
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rows {
     /// Keys and values.
@@ -152,6 +203,16 @@ impl Client {
     }
 
     /// The value of `key`; none where it is absent. Linearizable.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::Client;
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// client.put("greeting", "hello").await?;
+    /// // Linearizable: from here on every client reads it, whichever node it asks.
+    /// assert_eq!(client.get("greeting").await?.as_deref(), Some(&b"hello"[..]));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>, Error> {
         match self.inner.read(Read::Get { key: key.into() }).await? {
             Outcome::Value(value) => Ok(value),
@@ -161,6 +222,18 @@ impl Client {
 
     /// The rows from `start` up to `end` (excluded; none: the end of all keys), at most `limit` of
     /// them and at most as many as fit a reply: [`Rows::next`] says where to go on. Linearizable.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::Client;
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// // All keys that begin with "user/": '0' is the byte after '/'.
+    /// let users = client.scan("user/", Some("user0".into()), 100).await?;
+    /// for (key, value) in &users.rows {
+    ///     println!("{key:?} holds {} bytes", value.len());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn scan(
         &self,
         start: impl Into<Bytes>,
@@ -174,12 +247,34 @@ impl Client {
     }
 
     /// Sets `key` to `value`.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::{Client, Error, Refusal};
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// // A reply means: durable on every replica of the view.
+    /// client.put("greeting", "hello").await?;
+    /// // Limits are checked before anything is sent.
+    /// let refused = client.put("", "no key").await;
+    /// assert!(matches!(refused, Err(Error::Refused(Refusal::Invalid(_)))));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<(), Error> {
         let write = Write::Put { key: key.into(), value: value.into() };
         writes::done(self.execute(Operation::Write(write)).await?)
     }
 
     /// Adds `value` to the end of what `key` holds; returns the new length in bytes.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::Client;
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let line = "one line\n";
+    /// let length = client.append("journal", line).await?;
+    /// println!("it begins at byte {}", length - line.len() as u64);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn append(
         &self,
         key: impl Into<Bytes>,
@@ -190,18 +285,56 @@ impl Client {
     }
 
     /// Adds `by` to the decimal integer that `key` holds (absent: 0); returns the new value.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::{Client, Error, Failure};
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let number = client.incr("invoices", 1).await?; // nobody else gets this number
+    /// client.put(format!("invoice/{number}"), "30").await?;
+    /// client.put("greeting", "hello").await?;
+    /// let failed = client.incr("greeting", 1).await;
+    /// assert!(matches!(failed, Err(Error::Failed(Failure::NotAnInteger))));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn incr(&self, key: impl Into<Bytes>, by: i64) -> Result<i64, Error> {
         let write = Write::Incr { key: key.into(), by };
         writes::integer(self.execute(Operation::Write(write)).await?)
     }
 
     /// Removes `key`; returns whether it existed.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::Client;
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// // Of all that try, one call learns that it was the one, even if its first reply was lost.
+    /// if client.delete("job/7").await? {
+    ///     println!("the job is mine");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn delete(&self, key: impl Into<Bytes>) -> Result<bool, Error> {
         let write = Write::Delete { key: key.into() };
         writes::existed(self.execute(Operation::Write(write)).await?)
     }
 
     /// Sets `key` to `value` if it holds `expected` (none: if it is absent).
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::Client;
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut current = client.get("config").await?;
+    /// loop {
+    ///     let compared = client.cas("config", current, "new").await?;
+    ///     if compared.swapped {
+    ///         break;
+    ///     }
+    ///     current = compared.actual; // somebody was faster; no read is needed to try again
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn cas(
         &self,
         key: impl Into<Bytes>,
@@ -213,6 +346,16 @@ impl Client {
     }
 
     /// Sets `key` to `value` if it is absent.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::Client;
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// // However often it was sent, it never finds its own value and calls that another's.
+    /// let leader = client.put_if_absent("leader", "me").await?;
+    /// println!("elected: {}", leader.swapped);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn put_if_absent(
         &self,
         key: impl Into<Bytes>,
@@ -241,6 +384,18 @@ impl Client {
 
     /// Executes any operation exactly once. An outcome of [`Outcome::Failed`] is returned as
     /// [`Error::Failed`].
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::{Client, Operation, Outcome, Write};
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// // Operations are plain data: they can be kept in a queue, or made from a text.
+    /// let operation = Operation::Write(Write::Incr { key: "visits".into(), by: 1 });
+    /// if let Outcome::Integer(visits) = client.execute(operation).await? {
+    ///     println!("visit {visits}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn execute(&self, operation: Operation) -> Result<Outcome, Error> {
         self.inner.execute(&operation, Progress::default()).await.map(|told| told.outcome)
     }
@@ -252,6 +407,19 @@ impl Client {
     /// [`Error::Unresolved`] because time was up stays in the outbox, for the next call.
     ///
     /// Without an outbox there are none.
+    ///
+    /// ```
+    /// # use onlyonce_client::Client;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let folder = tempfile::tempdir()?;
+    /// let options = Client::builder().nodes(["10.0.0.1:7400"]);
+    /// let client = options.outbox(folder.path().join("payments.outbox")).build()?;
+    /// // An outbox that was just made has nothing to carry out, and no node is asked.
+    /// assert!(client.recover().await.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn recover(&self) -> Vec<Recovered> {
         let Some(outbox) = &self.inner.outbox else { return Vec::new() };
         let mut recovered = Vec::new();
@@ -269,12 +437,34 @@ impl Client {
 
     /// The addresses of the nodes that this client knows: those that it was given, those that the
     /// authority names (it is asked if there is one), and those that other nodes pointed to.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::Client;
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let client = Client::builder().authority("10.0.0.9:7300").build()?;
+    /// println!("ONCE_NODES={}", client.nodes().await?.join(","));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn nodes(&self) -> Result<Vec<String>, Error> {
         self.inner.nodes().await
     }
 
     /// What the node at `address` says of itself: one attempt, over a connection of its own. The
     /// node need not be a primary, nor one that this client knows.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::Client;
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// for address in client.nodes().await? {
+    ///     match client.status(&address).await {
+    ///         Ok(node) => println!("{address}: {}, {} committed", node.role.as_str(), node.committed),
+    ///         Err(error) => println!("{address}: {error}"),
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn status(&self, address: &str) -> Result<NodeStatus, Error> {
         let options = self.inner.cluster.options();
         let within = options
@@ -312,6 +502,16 @@ impl Client {
     /// Waits for the answer, but no longer than one attempt may take. While requests are under way
     /// the session stays, and is closed after them. Later requests open a new one. Without this
     /// call, dropping the last clone closes the session in the background.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::Client;
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// client.incr("visits", 1).await?;
+    /// // At the end of a program, where a runtime that stops would cut the background off.
+    /// client.close().await;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn close(&self) {
         self.inner.sessions.close(&self.inner.cluster).await;
     }
