@@ -60,6 +60,20 @@ pub(super) enum Record {
 }
 
 /// An outbox that cannot be used.
+///
+/// ```
+/// # use onlyonce_client::{BuildError, Client, OutboxError};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("notes.txt");
+/// std::fs::write(&path, "no outbox at all")?;
+/// // A wrong path never costs a file.
+/// let built = Client::builder().nodes(["10.0.0.1:7400"]).outbox(&path).build();
+/// assert!(matches!(built, Err(BuildError::Outbox { error: OutboxError::NotAnOutbox, .. })));
+/// assert_eq!(std::fs::read_to_string(&path)?, "no outbox at all");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OutboxError {
     /// Another process, or another client of this one, has it open.
