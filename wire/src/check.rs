@@ -11,6 +11,12 @@ impl Operation {
     ///
     /// The encoded operation as a whole is bounded by [`limits::OPERATION_BYTES_MAX`] beside that.
     ///
+    /// ```
+    /// # use onlyonce_wire::client::{Operation, Refusal, Write};
+    /// let nameless = Operation::Write(Write::Delete { key: "".into() });
+    /// assert_eq!(nameless.check(), Err(Refusal::Invalid("the key is empty".to_owned())));
+    /// ```
+    ///
     /// # Errors
     /// [`Refusal::TooLarge`] or [`Refusal::Invalid`], naming the part.
     pub fn check(&self) -> Result<(), Refusal> {

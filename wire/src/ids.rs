@@ -70,6 +70,12 @@ macro_rules! counter {
 }
 
 /// A text that is not an identifier.
+///
+/// ```
+/// # use onlyonce_wire::{ClusterId, ids::ParseIdError};
+/// let ParseIdError { kind, text } = "42".parse::<ClusterId>().expect_err("it is too short");
+/// assert_eq!((kind, text.as_str()), ("ClusterId", "42"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a {kind}: 32 hexadecimal digits are needed")]
 pub struct ParseIdError {
@@ -81,15 +87,33 @@ pub struct ParseIdError {
 
 id128! {
     /// A cluster, drawn at random when its first store is made.
+    ///
+    /// ```
+    /// # use onlyonce_wire::ClusterId;
+    /// // It reads what it prints, and nothing shorter.
+    /// assert_eq!(ClusterId(42).to_string(), "0000000000000000000000000000002a");
+    /// assert_eq!("0000000000000000000000000000002a".parse(), Ok(ClusterId(42)));
+    /// ```
     ClusterId
 }
 id128! {
     /// A data folder, drawn at random when it is made. Membership of a view is by store id: an
     /// emptied disk is a new store, whatever its name and address.
+    ///
+    /// ```
+    /// # use onlyonce_wire::StoreId;
+    /// // Each kind of id is a type of its own; what it is shows when it is printed for debugging.
+    /// assert_eq!(format!("{:?}", StoreId(7)), "StoreId(00000000000000000000000000000007)");
+    /// ```
     StoreId
 }
 id128! {
     /// A client's registration, drawn at random by the client.
+    ///
+    /// ```
+    /// # use onlyonce_wire::SessionId;
+    /// assert_eq!("0000000000000000000000000000feed".parse(), Ok(SessionId(0xfeed)));
+    /// ```
     SessionId
 }
 id128! {
@@ -99,15 +123,32 @@ id128! {
 
 counter! {
     /// The number of a view. Views only grow.
+    ///
+    /// ```
+    /// # use onlyonce_wire::View;
+    /// // What is from an older view gives way to a newer one.
+    /// assert!(View(7) < View(7).next());
+    /// ```
     View
 }
 counter! {
     /// A request's place in its session. The first is 1.
+    ///
+    /// ```
+    /// # use onlyonce_wire::Seq;
+    /// assert_eq!(Seq(1).next(), Seq(2));
+    /// ```
     Seq
 }
 counter! {
     /// A stretch of the cluster's history; a new one begins after a restore or a forced view, and
     /// what clients remember of an earlier one is void.
+    ///
+    /// ```
+    /// # use onlyonce_wire::Incarnation;
+    /// // A later one is higher, so of two that meet it is clear which one is over.
+    /// assert!(Incarnation(1).following(1_700_000_000_000) > Incarnation(1));
+    /// ```
     Incarnation
 }
 
@@ -118,6 +159,13 @@ impl Incarnation {
     /// It tells the time, since the maker may not know them all: of two that are made apart, from
     /// stores that know nothing of each other, the later one has the higher number, and never the
     /// same.
+    ///
+    /// ```
+    /// # use onlyonce_wire::Incarnation;
+    /// assert_eq!(Incarnation(5).following(1_000), Incarnation(1_000));
+    /// // A clock that went back never leads back.
+    /// assert_eq!(Incarnation(2_000).following(1_000), Incarnation(2_001));
+    /// ```
     #[must_use]
     pub fn following(self, now_ms: u64) -> Self {
         self.next().max(Self(now_ms))
@@ -125,6 +173,13 @@ impl Incarnation {
 }
 counter! {
     /// The log index of the entry that opened a session: it tells two sessions of one id apart.
+    ///
+    /// ```
+    /// # use onlyonce_wire::{OpenedAt, Session, SessionId};
+    /// let id = SessionId(0xfeed);
+    /// let (first, second) = (OpenedAt(7), OpenedAt(900));
+    /// assert_ne!(Session { id, opened_at: first }, Session { id, opened_at: second });
+    /// ```
     OpenedAt
 }
 counter! {
@@ -133,6 +188,12 @@ counter! {
 }
 
 /// A client's registration with the cluster: matched exactly, both parts of it.
+///
+/// ```
+/// # use onlyonce_wire::{OpenedAt, Session, SessionId};
+/// let session = Session { id: SessionId(0xfeed), opened_at: OpenedAt(7) };
+/// assert_eq!(session.to_string(), "0000000000000000000000000000feed@7");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Session {
     /// The random id that the client drew.
@@ -151,6 +212,15 @@ impl fmt::Display for Session {
 ///
 /// All clients of a cluster share their keys: two requests with one key are one request, or, with
 /// different content, a mistake that is refused.
+///
+/// ```
+/// # use onlyonce_wire::IdempotencyKey;
+/// let named = IdempotencyKey::new("order-1234").expect("it is short");
+/// let timed = IdempotencyKey::new("01890a5d-ac96-774b-bcce-b302099a8057").expect("a UUIDv7");
+/// // The shape of the text decides: a UUIDv7 of your own is a timed key too.
+/// assert!(matches!(named, IdempotencyKey::Named(_)));
+/// assert!(matches!(timed, IdempotencyKey::Timed(_)));
+/// ```
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum IdempotencyKey {
     /// Any text or bytes: 1 to [`limits::IDEMPOTENCY_KEY_BYTES_MAX`] of them. Once the cluster has
@@ -164,6 +234,14 @@ pub enum IdempotencyKey {
 impl IdempotencyKey {
     /// Takes `key` as an idempotency key: a timed one if it is the usual text of a `UUIDv7`, such as
     /// `01890a5d-ac96-774b-bcce-b302099a8057`.
+    ///
+    /// ```
+    /// # use onlyonce_wire::IdempotencyKey;
+    /// # use onlyonce_wire::ids::IdempotencyKeyError;
+    /// // Any bytes will do, such as a hash.
+    /// assert!(IdempotencyKey::new(vec![0xff; 32]).is_ok());
+    /// assert_eq!(IdempotencyKey::new(vec![0xff; 257]), Err(IdempotencyKeyError::TooLong { bytes: 257 }));
+    /// ```
     ///
     /// # Errors
     /// When it is empty or longer than [`limits::IDEMPOTENCY_KEY_BYTES_MAX`].
@@ -180,12 +258,25 @@ impl IdempotencyKey {
 
     /// A timed key that nobody else has, if `random` is: made at `now_ms`, in milliseconds since
     /// 1970.
+    ///
+    /// ```
+    /// # use onlyonce_wire::IdempotencyKey;
+    /// // The time leads: keys sort by when they were made.
+    /// assert!(IdempotencyKey::fresh(1_000, [0xff; 10]) < IdempotencyKey::fresh(1_001, [0; 10]));
+    /// ```
     #[must_use]
     pub fn fresh(now_ms: u64, random: [u8; 10]) -> Self {
         Self::Timed(uuid::Builder::from_unix_timestamp_millis(now_ms, &random).into_uuid())
     }
 
     /// Checks a key that was decoded rather than constructed.
+    ///
+    /// ```
+    /// # use onlyonce_wire::IdempotencyKey;
+    /// # use onlyonce_wire::ids::IdempotencyKeyError;
+    /// // The variants are open, so what came over a network may be no key.
+    /// assert_eq!(IdempotencyKey::Named("".into()).check(), Err(IdempotencyKeyError::Empty));
+    /// ```
     pub fn check(&self) -> Result<(), IdempotencyKeyError> {
         match self {
             Self::Named(name) if name.is_empty() => Err(IdempotencyKeyError::Empty),
@@ -198,6 +289,11 @@ impl IdempotencyKey {
     }
 
     /// When a timed key was made, in milliseconds since 1970; none for a named one.
+    ///
+    /// ```
+    /// # use onlyonce_wire::IdempotencyKey;
+    /// assert_eq!(IdempotencyKey::fresh(1_700_000_000_000, [7; 10]).time_ms(), Some(1_700_000_000_000));
+    /// ```
     #[must_use]
     pub fn time_ms(&self) -> Option<u64> {
         match self {
@@ -241,6 +337,12 @@ impl fmt::Debug for IdempotencyKey {
 }
 
 /// Why some bytes are no idempotency key.
+///
+/// ```
+/// # use onlyonce_wire::IdempotencyKey;
+/// let error = IdempotencyKey::try_from("").expect_err("it is empty");
+/// assert_eq!(error.to_string(), "an idempotency key must not be empty");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdempotencyKeyError {
     /// An empty key would make strangers each other's duplicates.

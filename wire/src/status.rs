@@ -5,6 +5,11 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{ClusterId, Incarnation, StoreId, View};
 
 /// The part that a node plays at this moment.
+///
+/// ```
+/// # use onlyonce_wire::status::Role;
+/// assert_eq!(Role::Learner.as_str(), "learner");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -20,6 +25,12 @@ pub enum Role {
 
 impl Role {
     /// The role's lower-case name.
+    ///
+    /// ```
+    /// # use onlyonce_wire::status::Role;
+    /// // The word of `once status` and of the metrics.
+    /// assert_eq!(Role::Primary.as_str(), "primary");
+    /// ```
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -32,6 +43,15 @@ impl Role {
 }
 
 /// A node's view of itself and its cluster.
+///
+/// ```
+/// # use onlyonce_wire::status::{NodeStatus, Role};
+/// /// Whether this primary may be lost, and another node goes on with all that was replied.
+/// fn has_backup(primary: &NodeStatus) -> bool {
+///     primary.role == Role::Primary && primary.serving && !primary.backups.is_empty()
+/// }
+/// # let _ = has_backup;
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStatus {
     /// Its name (`--name`).

@@ -159,6 +159,15 @@ pub struct Execute {
 }
 
 /// The id that an operation is sent under.
+///
+/// ```
+/// # use onlyonce_wire::client::ExecuteId;
+/// # use onlyonce_wire::{OpenedAt, Seq, Session, SessionId};
+/// let session = Session { id: SessionId(0xfeed), opened_at: OpenedAt(7) };
+/// let at = |first_unacked| ExecuteId::Session { session, seq: Seq(9), first_unacked };
+/// // Two copies of one request: what the client has seen meanwhile names no other.
+/// assert_eq!(at(Seq(3)).request(), at(Seq(9)).request());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ExecuteId {
     /// The `seq`-th request of a session.
@@ -179,6 +188,14 @@ pub enum ExecuteId {
 
 impl ExecuteId {
     /// What names the request in the duplicate table; none for an anonymous one.
+    ///
+    /// ```
+    /// # use onlyonce_wire::IdempotencyKey;
+    /// # use onlyonce_wire::client::{ExecuteId, RequestId};
+    /// let key = IdempotencyKey::new("order-1234").expect("it is short");
+    /// assert_eq!(ExecuteId::Key(key.clone()).request(), Some(RequestId::Key(key)));
+    /// assert_eq!(ExecuteId::Anonymous.request(), None);
+    /// ```
     #[must_use]
     pub fn request(&self) -> Option<RequestId> {
         match self {
@@ -192,6 +209,17 @@ impl ExecuteId {
 }
 
 /// What names a request for ever: the id under which its copies were, or will be, sent.
+///
+/// ```
+/// # use onlyonce_wire::client::RequestId;
+/// # use onlyonce_wire::{OpenedAt, Seq, Session, SessionId};
+/// // A session that was opened again under its old id is another one: its requests are others.
+/// let first_of = |opened_at| {
+///     let session = Session { id: SessionId(0xfeed), opened_at: OpenedAt(opened_at) };
+///     RequestId::Seq { session, seq: Seq(1) }
+/// };
+/// assert_ne!(first_of(7), first_of(900));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum RequestId {
     /// The `seq`-th request of a session.
@@ -292,6 +320,15 @@ pub enum Fate {
 }
 
 /// An open session.
+///
+/// ```
+/// # use onlyonce_wire::client::SessionStatus;
+/// # use onlyonce_wire::{OpenedAt, Seq, Session, SessionId};
+/// let session = Session { id: SessionId(0xfeed), opened_at: OpenedAt(7) };
+/// let status = SessionStatus { session, first_unacked: Seq(42), saved_bytes: 0, idle_ms: 20 };
+/// // 41 replies were seen and are forgotten.
+/// assert_eq!(status.first_unacked.0 - 1, 41);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionStatus {
     /// The session.
@@ -305,6 +342,15 @@ pub struct SessionStatus {
 }
 
 /// An open session, and what is remembered of its requests.
+///
+/// ```
+/// # use onlyonce_wire::client::{SavedRequest, SessionDetail};
+/// # fn example(session: &SessionDetail) {
+/// // A watermark that stays while replies pile up: an early request of this client is unresolved.
+/// let SessionDetail { status, saved } = session;
+/// println!("{} saved replies from {} on", saved.len(), status.first_unacked);
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionDetail {
     /// The session itself.
@@ -314,6 +360,15 @@ pub struct SessionDetail {
 }
 
 /// A request of a session that was executed, or cancelled.
+///
+/// ```
+/// # use onlyonce_wire::Seq;
+/// # use onlyonce_wire::client::SavedRequest;
+/// // A cancel is remembered in the place of the reply.
+/// let cancelled = SavedRequest { seq: Seq(8), reply_bytes: None };
+/// let ran = SavedRequest { seq: Seq(9), reply_bytes: Some(12) };
+/// assert!(cancelled.reply_bytes.is_none() && ran.reply_bytes.is_some());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedRequest {
     /// Its place in the session.
@@ -323,11 +378,25 @@ pub struct SavedRequest {
 }
 
 /// Tells two requests under one id apart: a 128-bit hash of the operation's bytes.
+///
+/// ```
+/// # use onlyonce_wire::client::{Fingerprint, Operation, Write};
+/// # use onlyonce_wire::codec;
+/// // A reused key is told by it: one more is another request.
+/// let incr = |by| codec::encode(&Operation::Write(Write::Incr { key: "n".into(), by }));
+/// assert_ne!(Fingerprint::of(&incr(1)), Fingerprint::of(&incr(2)));
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Fingerprint(pub u128);
 
 impl Fingerprint {
     /// The fingerprint of an encoded operation (XXH3, 128 bits).
+    ///
+    /// ```
+    /// # use onlyonce_wire::client::Fingerprint;
+    /// // The hash is the same on every machine and in every release.
+    /// assert_eq!(format!("{:?}", Fingerprint::of(b"")), "Fingerprint(99aa06d3014798d86001c324468d497f)");
+    /// ```
     #[must_use]
     pub fn of(operation: &[u8]) -> Self {
         Self(twox_hash::XxHash3_128::oneshot(operation))

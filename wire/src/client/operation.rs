@@ -23,6 +23,15 @@ pub enum Read {
 }
 
 /// What can be executed. Every effect is atomic with its duplicate row.
+///
+/// ```
+/// # use onlyonce_wire::client::{Operation, Part, Refusal, Write};
+/// # use onlyonce_wire::limits::VALUE_BYTES_MAX;
+/// let put = |bytes| Operation::Write(Write::Put { key: "k".into(), value: vec![0; bytes].into() });
+/// assert_eq!(put(VALUE_BYTES_MAX).check(), Ok(()));
+/// let refused = put(VALUE_BYTES_MAX + 1).check();
+/// assert!(matches!(refused, Err(Refusal::TooLarge { what: Part::Value, .. })));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Operation {
     /// One write.
@@ -46,6 +55,17 @@ pub enum Operation {
 }
 
 /// A write to one key.
+///
+/// ```
+/// # use onlyonce_wire::client::{Operation, Write};
+/// // One alone is an operation; several, in their order, are a transaction.
+/// let writes = vec![
+///     Write::Incr { key: "visits".into(), by: 1 },
+///     Write::Append { key: "log".into(), value: "a visit\n".into() },
+/// ];
+/// let both = Operation::Txn { compares: vec![], writes };
+/// assert_eq!(both.check(), Ok(()));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Write {
     /// Set the value: [`Outcome::Done`].
@@ -82,6 +102,14 @@ pub enum Write {
 }
 
 /// A condition of a transaction.
+///
+/// ```
+/// # use onlyonce_wire::client::{Compare, Condition, Operation};
+/// // Compares without writes ask whether all of this is so at one moment.
+/// let free = |key: &'static str| Compare { key: key.into(), condition: Condition::Absent };
+/// let ask = Operation::Txn { compares: vec![free("seat/7"), free("seat/8")], writes: vec![] };
+/// assert_eq!(ask.check(), Ok(()));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Compare {
     /// The key.
@@ -91,6 +119,12 @@ pub struct Compare {
 }
 
 /// What a compare can demand.
+///
+/// ```
+/// # use onlyonce_wire::client::Condition;
+/// // An empty value is a value: a key that holds it is present.
+/// assert_ne!(Condition::Equals("".into()), Condition::Absent);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Condition {
     /// It holds exactly this value.
@@ -103,6 +137,21 @@ pub enum Condition {
 
 /// What an execution or a read came to. An execution's outcome is saved with its effects, and a
 /// duplicate gets the very same bytes.
+///
+/// ```
+/// # use onlyonce_wire::client::{Failure, Outcome};
+/// /// Whether it left anything changed.
+/// fn changed(outcome: &Outcome) -> bool {
+///     match outcome {
+///         Outcome::Done | Outcome::Length(_) | Outcome::Integer(_) => true,
+///         Outcome::Deleted(existed) => *existed,
+///         Outcome::Compared { swapped, .. } => *swapped,
+///         Outcome::Value(_) | Outcome::Rows { .. } | Outcome::Failed(_) => false,
+///         Outcome::Txn(txn) => matches!(txn, onlyonce_wire::client::TxnOutcome::Committed(_)),
+///     }
+/// }
+/// assert!(!changed(&Outcome::Failed(Failure::Overflow)));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// Of a put.
@@ -136,6 +185,14 @@ pub enum Outcome {
 }
 
 /// What a transaction came to.
+///
+/// ```
+/// # use onlyonce_wire::client::{Outcome, TxnOutcome};
+/// // An outcome for each write, in their order: here of a put and an increment.
+/// let came_to = TxnOutcome::Committed(vec![Outcome::Done, Outcome::Integer(13)]);
+/// let TxnOutcome::Committed(outcomes) = came_to else { panic!("nothing was written") };
+/// assert_eq!(outcomes[1], Outcome::Integer(13));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TxnOutcome {
     /// Every compare held; the outcomes of its writes in order.
@@ -147,6 +204,12 @@ pub enum TxnOutcome {
 }
 
 /// Why an operation changed nothing: a result, saved and repeated like any other.
+///
+/// ```
+/// # use onlyonce_wire::client::Failure;
+/// // It is a result: a copy of the request gets it too, even if it would be possible by then.
+/// assert_eq!(Failure::Overflow.to_string(), "the increment would overflow a 64-bit integer");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Failure {
     /// An increment of a value that is not a decimal integer of 64 bits.

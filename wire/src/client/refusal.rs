@@ -5,6 +5,11 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{Incarnation, Seq};
 
 /// Why a request was not executed.
+///
+/// ```
+/// # use onlyonce_wire::client::{Limit, Refusal};
+/// assert_eq!(Refusal::Busy(Limit::Queue).to_string(), "the server is busy: too much work is queued");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
     /// Its reply was acknowledged by the client before: it ran, and its reply is forgotten.
@@ -64,6 +69,13 @@ pub enum Refusal {
 }
 
 /// What a client may conclude from a refusal.
+///
+/// ```
+/// # use onlyonce_wire::client::{Consequence, Refusal};
+/// // Of the two, only the first says that the request did nothing.
+/// assert_eq!(Refusal::Cancelled.consequence(), Consequence::NeverRuns);
+/// assert_eq!(Refusal::SessionExpired.consequence(), Consequence::IdVoid);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consequence {
     /// No copy of the request ever ran under this id, and none will.
@@ -79,6 +91,12 @@ pub enum Consequence {
 
 impl Refusal {
     /// What the client may conclude.
+    ///
+    /// ```
+    /// # use onlyonce_wire::client::{Consequence, Limit, Refusal};
+    /// // That one node is busy now says nothing about a copy that was sent before.
+    /// assert_eq!(Refusal::Busy(Limit::Queue).consequence(), Consequence::TryLater);
+    /// ```
     #[must_use]
     pub fn consequence(&self) -> Consequence {
         match self {
@@ -93,6 +111,11 @@ impl Refusal {
     }
 
     /// The refusal's short name, for scripts.
+    ///
+    /// ```
+    /// # use onlyonce_wire::client::Refusal;
+    /// assert_eq!(Refusal::SessionExpired.name(), "session-expired");
+    /// ```
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -111,6 +134,12 @@ impl Refusal {
 }
 
 /// A limit of the server that was reached.
+///
+/// ```
+/// # use onlyonce_wire::client::Limit;
+/// // Unlike a `Part` that is too large, it passes by itself.
+/// assert_eq!(Limit::Sessions.to_string(), "too many open sessions");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Limit {
     /// Too many sessions are open.
@@ -131,6 +160,13 @@ pub enum Limit {
 }
 
 /// A part of a request that has a limit.
+///
+/// ```
+/// # use onlyonce_wire::client::{Part, Refusal};
+/// let refusal = Refusal::TooLarge { what: Part::Transaction, size: 200, limit: 128 };
+/// let text = "the transaction is too large: 200 operations, at most 128 are allowed";
+/// assert_eq!(refusal.to_string(), text);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Part {
     /// A key, in bytes.
@@ -149,6 +185,11 @@ pub enum Part {
 
 impl Part {
     /// What its size counts.
+    ///
+    /// ```
+    /// # use onlyonce_wire::client::Part;
+    /// assert_eq!((Part::Value.unit(), Part::Transaction.unit()), ("bytes", "operations"));
+    /// ```
     #[must_use]
     pub fn unit(self) -> &'static str {
         match self {
