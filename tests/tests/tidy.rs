@@ -447,3 +447,119 @@ fn a_long_file_and_a_long_function_are_found() {
     let found = functions(&Source::new("x.rs", braces));
     assert_eq!(found, [("f".to_owned(), 1, 3), ("g".to_owned(), 4, 1)]);
 }
+
+/// The words that begin a public item with docs of its own; fields and variants go with their type.
+const ITEMS: [&str; 7] = ["fn", "struct", "enum", "trait", "type", "const", "static"];
+
+/// A public item: its name, the type whose `impl` it stands in, and its line, counted from 0.
+struct Item {
+    name: String,
+    owner: String,
+    at: usize,
+}
+
+/// The public items of a source, and those that a macro makes of one of `names` on a line of its own.
+fn public_items(source: &Source, names: &BTreeSet<String>) -> Vec<Item> {
+    let mut items = Vec::new();
+    let mut owner = String::new();
+    for (number, line) in source.code() {
+        let words = words(&line);
+        if line.starts_with("impl") {
+            let of = words.iter().position(|word| *word == "for").map_or(1, |place| place + 1);
+            words.get(of).copied().unwrap_or_default().clone_into(&mut owner);
+        } else if line.starts_with('}') {
+            owner.clear();
+        }
+        let named = if line.trim_start().starts_with("pub ") {
+            let kind = words.iter().take(4).position(|word| *word == "fn").unwrap_or(1);
+            words.get(kind).filter(|kind| ITEMS.contains(kind)).and(words.get(kind + 1)).copied()
+        } else {
+            Some(line.trim()).filter(|name| names.contains(*name))
+        };
+        items.extend(named.map(|name| Item {
+            name: name.to_owned(),
+            owner: owner.clone(),
+            at: number - 1,
+        }));
+    }
+    items
+}
+
+/// Whether the docs of the item at line `at` (from 0) have a block of code that is compiled.
+fn has_example(source: &Source, at: usize) -> bool {
+    let lines: Vec<_> = source.text.lines().take(at).map(str::trim).collect();
+    let is_attribute = |line: &&&str| {
+        !line.starts_with("///") && !line.is_empty() && !line.ends_with(['{', '}', ';'])
+    };
+    let attributes = lines.iter().rev().take_while(is_attribute).count();
+    let docs = lines.iter().rev().skip(attributes).map_while(|line| line.strip_prefix("///"));
+    let fences: Vec<_> = docs.filter_map(|line| line.trim().strip_prefix("```")).collect();
+    // From the last one up: each block's end, then its beginning, which says what it is.
+    fences.chunks(2).any(|block| ["", "no_run"].contains(block.last().unwrap_or(&"text")))
+}
+
+/// The types of the wire crate that the client hands on, by what its `lib.rs` says.
+fn handed_on(library: &Source) -> BTreeSet<String> {
+    let code: String = library.code().into_iter().map(|(_, line)| line + "\n").collect();
+    let uses = code.split(';').filter_map(|part| part.split_once("pub use onlyonce_wire"));
+    let names = uses.flat_map(|(_, names)| words(names)).filter(|name| {
+        name.starts_with(char::is_uppercase) // not a module
+    });
+    names.map(str::to_owned).collect()
+}
+
+/// Every public item of the client has an example that is compiled; so has every type of the wire
+/// crate that it hands on, and its functions.
+#[test]
+fn public_items_have_examples() {
+    let sources = sources();
+    let library = sources.iter().find(|source| source.path == "client/src/lib.rs");
+    let handed_on = handed_on(library.expect("the client's library"));
+    assert!(handed_on.len() > 20, "only {handed_on:?} are handed on");
+    let (mut defined, mut findings) = (BTreeSet::new(), Vec::new());
+    for source in &sources {
+        let is_client = source.path.starts_with("client/src/");
+        if !is_client && !source.path.starts_with("wire/src/") {
+            continue;
+        }
+        for Item { name, owner, at } in public_items(source, &handed_on) {
+            let is_handed_on = handed_on.contains(&name) || handed_on.contains(&owner);
+            if (is_client || is_handed_on) && !has_example(source, at) {
+                findings.push(format!("{}:{}: {name} has no example", source.path, at + 1));
+            }
+            defined.insert(name);
+        }
+    }
+    findings.extend(handed_on.difference(&defined).map(|name| format!("{name} was not found")));
+    assert_none(&findings);
+}
+
+#[test]
+fn a_missing_example_is_found() {
+    let names = BTreeSet::from(["Id".to_owned()]);
+    let check = |text: &str| {
+        let source = Source::new("x.rs", text);
+        let items = public_items(&source, &names);
+        assert_eq!(items.len(), 1, "{text}");
+        has_example(&source, items[0].at)
+    };
+    for bad in [
+        "pub fn f() {}",
+        "/// ```\n/// f();\n/// ```\nfn g() {}\n/// Docs.\npub async fn f() {}",
+        "/// ```text\n/// a picture\n/// ```\n#[must_use]\npub const fn f() {}",
+        "make! {\n    /// Docs.\n    Id\n}",
+        "// pub fn g() {}\nlet s = \"\npub fn h()\";\npub(crate) fn i() {}\npub enum E {}",
+    ] {
+        assert!(!check(bad), "{bad}");
+    }
+    for good in [
+        "/// ```\n/// f();\n/// ```\n///\n/// # Errors\n/// Never.\npub fn f() {}",
+        "/// ```no_run\n/// f();\n/// ```\n#[derive(\n    Clone,\n)]\npub struct S {\n    pub field: u8,\n}",
+        "make! {\n    /// ```\n    /// f();\n    /// ```\n    Id\n}",
+    ] {
+        assert!(check(good), "{good}");
+    }
+    let library = "pub use onlyonce_wire::{\n    A, client::B,\n};\nuse onlyonce_wire::C;";
+    let found = handed_on(&Source::new("client/src/lib.rs", library));
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), ["A", "B"]);
+}
