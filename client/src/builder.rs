@@ -195,6 +195,14 @@ impl ClientBuilder {
     }
 
     /// What to do about a reply that does not come (default: [`Semantics::ExactlyOnce`]).
+    ///
+    /// ```
+    /// # use onlyonce_client::{BuildError, Client, Semantics};
+    /// let weak = Client::builder().nodes(["10.0.0.1:7400"]).semantics(Semantics::BestEffort);
+    /// assert!(weak.clone().build().is_ok());
+    /// // An outbox would repeat what such a client must not.
+    /// assert_eq!(weak.outbox("never-made").build().err(), Some(BuildError::OutboxSemantics));
+    /// ```
     pub fn semantics(mut self, semantics: Semantics) -> Self {
         self.options.semantics = semantics;
         self
@@ -203,6 +211,17 @@ impl ClientBuilder {
     /// One request at a time in a session: the others wait for it. This is the simplest rule by which
     /// a server can forget: each request tells that the replies to all before it were seen. Without
     /// this, many are outstanding, and each tells below which all replies were seen.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::Client;
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let client = Client::builder().nodes(["10.0.0.1:7400"]).one_outstanding().build()?;
+    /// // The second leaves when the first is answered: two round trips, one after the other.
+    /// let (one, two) = tokio::join!(client.incr("n", 1), client.incr("n", 1));
+    /// # let _ = (one?, two?);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn one_outstanding(mut self) -> Self {
         self.options.one_outstanding = true;
         self

@@ -38,6 +38,7 @@ use crate::session::Registration;
 ///         Error::NoAnswer(_) => true,   // it was a read, or a question
 ///         Error::BadReply(_) => false,  // it took effect
 ///         Error::Unresolved(_) => false, // resume it by its handle
+///         Error::Uncounted(_) => false, // it may run once for each copy
 ///     }
 /// }
 /// assert!(is_over(&Error::Failed(Failure::Overflow)));
@@ -258,6 +259,7 @@ struct UnresolvedParts {
 ///         UnresolvedReason::BadReply(_) => true, // by a client of the nodes' release
 ///         UnresolvedReason::Unusable(_) => true, // with the right nodes
 ///         UnresolvedReason::NoContent => true,   // with `resume_with`
+///         UnresolvedReason::Unanswered => true,  // one more copy has the same id
 ///         UnresolvedReason::Refused(_) => false, // its id is void
 ///     }
 /// }
@@ -387,6 +389,14 @@ impl fmt::Display for Unresolved {
 }
 
 /// A request without an id, of which some copies got no reply.
+///
+/// ```
+/// # use onlyonce_client::{NodeReports, Uncounted, UnresolvedReason};
+/// # let nodes = NodeReports::default();
+/// let four = Uncounted { copies: 4, reason: UnresolvedReason::Unanswered, nodes };
+/// // There is no handle, and nobody to ask: only the data can tell, if anything can.
+/// assert!(four.to_string().starts_with("uncounted: 4 copies of a request without an id"));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Uncounted {
     /// The most often that it can have taken effect, now or later.
