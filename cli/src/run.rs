@@ -67,6 +67,7 @@ fn takes_key(command: &Command) -> bool {
         | Command::Scan { .. }
         | Command::Resume { .. }
         | Command::Session(_)
+        | Command::Backup { .. }
         | Command::Status
         | Command::Bench(_)
         | Command::Completions { .. }

@@ -8,6 +8,27 @@ use crate::errors::answer_name;
 use crate::{Client, Error};
 
 /// What comes next of a backup.
+///
+/// ```
+/// # use onlyonce_client::BackupStep;
+/// /// Takes a step into a file that is being written; returns whether it is complete.
+/// fn take(file: &mut Vec<u8>, step: BackupStep) -> bool {
+///     match step {
+///         BackupStep::Bytes(bytes) => file.extend_from_slice(&bytes),
+///         BackupStep::Anew => file.clear(), // another node took over: from the beginning
+///         BackupStep::Last { bytes, .. } => {
+///             file.extend_from_slice(&bytes);
+///             return true;
+///         }
+///     }
+///     false
+/// }
+/// let mut file = Vec::new();
+/// assert!(!take(&mut file, BackupStep::Bytes("of a node that died".into())));
+/// assert!(!take(&mut file, BackupStep::Anew));
+/// assert!(take(&mut file, BackupStep::Last { bytes: "the last".into(), index: 7 }));
+/// assert_eq!(file, b"the last");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackupStep {
     /// More of the file.
@@ -28,6 +49,13 @@ pub enum BackupStep {
 ///
 /// It is consistent: the state after one record of the log, with everything that was acknowledged
 /// before it was begun. A node ends a backup that is not asked for its next piece for some seconds.
+///
+/// ```
+/// # use onlyonce_client::Client;
+/// let client = Client::builder().nodes(["127.0.0.1:7400"]).build().expect("an address");
+/// let backup = client.backup(); // nothing is asked before the first `next`
+/// assert_eq!(backup.begin(), None);
+/// ```
 #[derive(Debug)]
 pub struct Backup {
     client: Client,
@@ -72,6 +100,18 @@ impl Client {
 impl Backup {
     /// Waits for what comes next. A [deadline](crate::ClientBuilder::deadline) is for each step.
     ///
+    /// ```no_run
+    /// # use onlyonce_client::{BackupStep, Client};
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut backup = client.backup();
+    /// let mut bytes_so_far = 0;
+    /// while let BackupStep::Bytes(bytes) = backup.next().await? {
+    ///     bytes_so_far += bytes.len();
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::NoAnswer`] when a deadline ends it; the step may be waited for again.
     pub async fn next(&mut self) -> Result<BackupStep, Error> {
@@ -97,6 +137,18 @@ impl Backup {
     }
 
     /// Whose state it holds; none before the first bytes.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::Client;
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut backup = client.backup();
+    /// backup.next().await?;
+    /// if let Some(begin) = backup.begin() {
+    ///     println!("of cluster {}, incarnation {}", begin.cluster, begin.incarnation);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn begin(&self) -> Option<BackupBegin> {
         self.begin

@@ -66,7 +66,7 @@ pub enum Error {
     NoAnswer(NoAnswer),
     /// This client cannot be served as it is: its nodes are of another cluster or release, its outbox
     /// cannot be written, or its clock is far behind. Nothing was done. Waiting will not help.
-    #[error("{0}; nothing was sent")]
+    #[error("{0}; nothing was done")]
     Unusable(String),
     /// The request was answered, but with something that this release does not understand.
     #[error("the request was answered, but its reply is not understood: {0}")]

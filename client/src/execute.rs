@@ -182,7 +182,12 @@ impl Inner {
         let (outbox, durable) = (entry.outbox(), entry.withdraw());
         durable.wait().await.map_err(|error| {
             let reason = UnresolvedReason::Unusable(outbox.error(&error));
-            let handle = Handle::new(progress.home(self.cluster.id()), incarnation, RequestId::Key(key), operation);
+            let handle = Handle::new(
+                progress.home(self.cluster.id()),
+                incarnation,
+                RequestId::Key(key),
+                operation,
+            );
             let nodes = std::mem::take(&mut progress.reports);
             Error::Unresolved(Unresolved::new(handle, reason, nodes, None))
         })
@@ -220,7 +225,12 @@ impl Inner {
     }
 
     /// Gives the request up without forgetting it; one without an id cannot be asked for.
-    fn unresolved(&self, reason: UnresolvedReason, operation: &Bytes, mut progress: Progress) -> Error {
+    fn unresolved(
+        &self,
+        reason: UnresolvedReason,
+        operation: &Bytes,
+        mut progress: Progress,
+    ) -> Error {
         let (incarnation, id) = progress.identity.clone().expect("it was sent");
         let Some(id) = id.request() else {
             let (copies, nodes) = (progress.copies(), std::mem::take(&mut progress.reports));

@@ -69,14 +69,14 @@ pub use handle::{Handle, HandleError};
 pub use keyed::{Executed, Keyed, fresh_key};
 pub use onlyonce_wire::backup::BackupBegin;
 pub use onlyonce_wire::client::{
-    Compare, Condition, ExecuteId, Failure, Fingerprint, Operation, Outcome, Refusal, RequestId,
-    SavedRequest, SessionDetail, SessionStatus, TxnOutcome, Write,
+    Compare, Condition, Consequence, ExecuteId, Failure, Fingerprint, Limit, Operation, Outcome,
+    Part, Refusal, RequestId, SavedRequest, SessionDetail, SessionStatus, TxnOutcome, Write,
 };
 pub use onlyonce_wire::ids::{IdempotencyKeyError, ParseIdError};
 pub use onlyonce_wire::limits;
 pub use onlyonce_wire::status::{NodeStatus, Role};
 pub use onlyonce_wire::{
-    ClusterId, IdempotencyKey, Incarnation, OpenedAt, Seq, Session, SessionId,
+    ClusterId, IdempotencyKey, Incarnation, OpenedAt, Seq, Session, SessionId, StoreId, View,
 };
 pub use outbox::OutboxError;
 pub use semantics::Semantics;

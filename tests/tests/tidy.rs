@@ -470,13 +470,13 @@ fn public_items(source: &Source, names: &BTreeSet<String>) -> Vec<Item> {
         } else if line.starts_with('}') {
             owner.clear();
         }
-        let named = if line.trim_start().starts_with("pub ") {
+        let item = if line.trim_start().starts_with("pub ") {
             let kind = words.iter().take(4).position(|word| *word == "fn").unwrap_or(1);
             words.get(kind).filter(|kind| ITEMS.contains(kind)).and(words.get(kind + 1)).copied()
         } else {
             Some(line.trim()).filter(|name| names.contains(*name))
         };
-        items.extend(named.map(|name| Item {
+        items.extend(item.map(|name| Item {
             name: name.to_owned(),
             owner: owner.clone(),
             at: number - 1,

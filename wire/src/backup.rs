@@ -27,6 +27,13 @@ const MAGIC: [u8; 8] = *b"oncesave";
 const RECORD_HEADER_BYTES: usize = 9;
 
 /// Whose state a backup holds.
+///
+/// ```
+/// # use onlyonce_wire::{ClusterId, Incarnation, backup::BackupBegin};
+/// let begin = BackupBegin { cluster: ClusterId(5), incarnation: Incarnation(1) };
+/// let restored = begin.incarnation.following(1_700_000_000_000); // what a restore makes of it
+/// assert!(restored > begin.incarnation);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupBegin {
     /// The cluster.

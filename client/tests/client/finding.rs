@@ -173,7 +173,7 @@ async fn another_cluster() {
         error.to_string(),
         format!(
             "node {}: belongs to cluster {CLUSTER}, this client to cluster {}: check the addresses; \
-             nothing was sent",
+             nothing was done",
             node.address,
             ClusterId(0xbad)
         )
@@ -252,7 +252,7 @@ async fn another_version() {
         error.to_string(),
         format!(
             "node {address}: speaks protocol version 2, this client 1: run the same release of \
-             Onlyonce on both (it says: upgrade the client); nothing was sent"
+             Onlyonce on both (it says: upgrade the client); nothing was done"
         )
     );
 }
