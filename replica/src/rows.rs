@@ -137,7 +137,7 @@ impl ReplyRow {
 /// What is remembered of an idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRow {
-    /// When a named key is forgotten: an [age](KeyClock::age_ms). A timed key tells its time itself.
+    /// When a named key is forgotten: an age, as the key clock counts it. A timed key tells its time itself.
     pub forgotten_at: u64,
     /// What became of its request.
     pub reply: ReplyRow,
