@@ -103,7 +103,10 @@ impl Replica {
                     self.reply(from, Answer::Refused(Refusal::Invalid(reason)));
                     return Ok(());
                 }
-                backup.asks = Some(from);
+                if let Some(earlier) = backup.asks.replace(from) {
+                    // Its client has asked again since; but every request is answered.
+                    self.reply(earlier, Answer::AskAgain);
+                }
                 self.answer_piece();
                 self.tick_backup()
             }

@@ -234,6 +234,18 @@ fn one_backup_is_made_at_a_time() {
     take(&mut node, 3, |_| {});
 }
 
+/// Who asks again before the piece is there gets it; the copy that waited is answered too, as its
+/// connection counts what is outstanding.
+#[test]
+fn every_copy_of_a_question_is_answered() {
+    let mut node = Node::serving();
+    (0..40).for_each(|_| node.put(100));
+    assert_eq!(node.call(Request::Backup { id: 1, number: 0 }), None, "it is not folded yet");
+    let earlier = CallId(node.calls);
+    assert!(matches!(piece(&mut node, 1, 0), Answer::Backup(Some(BackupRecord::Begin(_)))));
+    assert!(node.answers.contains(&(earlier, Answer::AskAgain)), "{:?}", node.answers);
+}
+
 /// The log that a backup needs is kept up to a limit; beyond it the backup is over, and told so.
 #[test]
 fn a_backup_whose_log_is_gone_is_over() {
