@@ -149,6 +149,11 @@ pub(super) struct OutboxFile {
 impl OutboxFile {
     /// Opens the outbox at `path`, or makes one.
     pub(super) fn open(path: &Path) -> Result<Self, OutboxError> {
+        // One file has one lock, and one place to be replaced at, whatever links lead to it.
+        let path = &match std::fs::canonicalize(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
+            found => found?,
+        };
         let lock = lock(path)?;
         let mut found = Vec::new();
         match File::open(path) {
@@ -297,6 +302,25 @@ mod tests {
         let open = OutboxFile::open(&path).expect("opens");
         assert_eq!(open.contents, contents);
         assert_eq!(OutboxFile::open(&path).err(), Some(OutboxError::InUse));
+    }
+
+    /// Whoever comes by a link finds the same outbox, and the same lock; and what is written by it
+    /// is found at the file's own name.
+    #[test]
+    fn a_link_leads_to_the_same_outbox() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, link) = (folder.path().join("outbox"), folder.path().join("link"));
+        let mut contents = filled(&path);
+        std::os::unix::fs::symlink(&path, &link).expect("linked");
+        let open = OutboxFile::open(&path).expect("opens");
+        assert_eq!(OutboxFile::open(&link).err(), Some(OutboxError::InUse));
+        drop(open);
+        let mut by_link = OutboxFile::open(&link).expect("opens");
+        assert_eq!(by_link.contents, contents);
+        by_link.write(vec![Record::Done(1)]).expect("writes");
+        drop(by_link);
+        contents.open.remove(&1);
+        assert_eq!(OutboxFile::open(&path).expect("opens").contents, contents);
     }
 
     /// Wherever a crash cuts the last frame, the ones before are whole, and the file goes on.
