@@ -29,6 +29,9 @@ pub(crate) use file::Sent;
 
 use file::{FRAME_BYTES_TARGET, OutboxFile, Record};
 
+/// The most bytes that the end of a request takes in a frame.
+const DONE_BYTES: usize = 16;
+
 /// An open outbox.
 pub(crate) struct Outbox {
     /// What is told to the thread that writes; none once that is to end.
@@ -182,17 +185,19 @@ impl Entry {
 
 /// The thread that writes. After an error nothing more is kept.
 fn write(mut file: OutboxFile, inbox: &Receiver<Job>) {
-    // What nobody waits for goes with the next frame, or at the end: no flush is for it alone.
+    // What nobody waits for goes with the next frame, or at the end: no flush is for it alone, unless
+    // it fills a frame.
     let mut records = Vec::new();
     let mut failed = None;
     while let Ok(first) = inbox.recv() {
         let mut waiting = Vec::new();
-        let mut bytes = 0;
+        let mut bytes = records.len() * DONE_BYTES;
         let mut job = Some(first);
         while let Some(next) = job {
             match next {
                 Job::Done(number, told) => {
                     records.push(Record::Done(number));
+                    bytes += DONE_BYTES;
                     waiting.extend(told);
                 }
                 Job::Keep(record, cluster, told) => {
@@ -209,11 +214,12 @@ fn write(mut file: OutboxFile, inbox: &Receiver<Job>) {
             }
             job = if bytes < FRAME_BYTES_TARGET { inbox.try_recv().ok() } else { None };
         }
-        if waiting.is_empty() {
+        if waiting.is_empty() && bytes < FRAME_BYTES_TARGET {
             continue;
         }
+        let records = std::mem::take(&mut records);
         let written = match &failed {
-            None => file.write(std::mem::take(&mut records)),
+            None => file.write(records),
             Some(error) => Err(OutboxError::clone(error)),
         };
         failed = written.clone().err();
@@ -230,4 +236,39 @@ fn write(mut file: OutboxFile, inbox: &Receiver<Job>) {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use onlyonce_wire::limits::OPERATION_BYTES_MAX;
+    use onlyonce_wire::{IdempotencyKey, Incarnation};
+
+    use super::*;
+
+    /// However many ends of requests wait for a frame, none gets longer than what is read back.
+    #[test]
+    fn no_frame_is_too_long() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("outbox");
+        let file = OutboxFile::open(&path).expect("opens");
+        let (jobs, inbox) = channel();
+        let tell = |job| jobs.send(job).expect("the writer's end is open");
+        (0..30_000).for_each(|number| tell(Job::Done(number, None)));
+        let mut kept = Vec::new();
+        for (number, bytes) in [(30_000, FRAME_BYTES_TARGET - 1_024), (30_001, OPERATION_BYTES_MAX)]
+        {
+            let key = IdempotencyKey::fresh(number, [7; 10]);
+            let sent = Sent { incarnation: Incarnation(1), key, operation: vec![7; bytes].into() };
+            let (told, durable) = oneshot::channel();
+            tell(Job::Keep(Record::Sent(number, sent), None, told));
+            kept.push(durable);
+        }
+        drop(jobs);
+        write(file, &inbox);
+        for durable in kept {
+            assert_eq!(durable.blocking_recv(), Ok(Ok(())));
+        }
+        let open = OutboxFile::open(&path).expect("opens").contents.open;
+        assert_eq!(open.into_keys().collect::<Vec<_>>(), [30_000, 30_001]);
+    }
 }
