@@ -27,6 +27,11 @@ use crate::session::Sessions;
 const CLOCK_BEHIND: &str = "this machine's clock is far behind the cluster's, which takes its fresh \
                             idempotency keys for old ones: set the clock";
 
+/// Why an outbox takes no named key: who finds the request there cannot know whether its key was
+/// forgotten meanwhile, and the cluster would take it for a new one.
+const NAMED_IN_OUTBOX: &str = "an outbox sends its requests again however long it was away, and a named key that is \
+                               forgotten by then would let one run twice: give it a timed key";
+
 /// A reply, whether it is a repeated one, and how long its key is kept.
 type Told = (Bytes, bool, Option<Duration>);
 
@@ -108,6 +113,10 @@ impl Inner {
 
     /// Gives the request its key, or a fresh id; or makes it one without, as best effort has it.
     async fn identify(&self, operation: &Bytes, progress: &mut Progress) -> Result<(), Stop> {
+        let is_named = progress.key.as_ref().is_some_and(|key| key.time_ms().is_none());
+        if is_named && self.outbox.is_some() {
+            return Err(Stop::Unusable(NAMED_IN_OUTBOX.to_owned()));
+        }
         let options = self.cluster.options();
         let has_ids = options.semantics.has_ids();
         let is_keyed = progress.key.is_some() || (options.one_shot && has_ids);

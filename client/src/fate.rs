@@ -235,8 +235,8 @@ impl Client {
     }
 
     /// Sees to it that a request never runs, unless it did. Durable: every copy of it, however late,
-    /// is refused as `Cancelled`. The cancel races the request, and one of the two wins; both learn
-    /// which.
+    /// is refused as `Cancelled`; under a *named* key for as long as that is remembered, see [`Keyed`].
+    /// The cancel races the request, and one of the two wins; both learn which.
     ///
     /// ```no_run
     /// # use onlyonce_client::{Cancellation, Client, Handle};
@@ -268,7 +268,7 @@ impl Client {
 
     /// Takes up a request that another call, or another process, left unresolved: sends **the same
     /// bytes under the same id** until its fate is known. It takes effect once, whoever else is at
-    /// it.
+    /// it; but one under a *named* key only for as long as that is remembered, see [`Keyed`].
     ///
     /// ```no_run
     /// # use onlyonce_client::{Client, Handle};

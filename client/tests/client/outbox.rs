@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use onlyonce_client::{Client, Error, Outcome, Refusal};
+use onlyonce_client::{Client, Error, Outcome, Refusal, fresh_key};
 use onlyonce_wire::client::{Answer, Limit};
 use tempfile::TempDir;
 
@@ -120,4 +120,20 @@ async fn what_ran_is_let_go() {
     let second = client(&node, &path);
     assert!(second.recover().await.is_empty(), "a client that ends in order leaves nothing");
     assert_eq!(second.incr("n", 1).await.expect("counted"), 2);
+}
+
+/// A named key that is forgotten is like a new one, and an outbox may be opened after that: a request
+/// under one is refused before it is sent. Under a timed key it is kept as all others are.
+#[tokio::test]
+async fn named_keys_are_not_for_an_outbox() {
+    let model = Model::shared();
+    let node = FakeNode::start(&model, |_| Reaction::Serve).await;
+    let (_folder, path) = folder();
+    let client = client(&node, &path);
+    let named = client.with_key("order-1234").expect("a fine key");
+    let error = named.incr("n", 1).await.expect_err("a named key");
+    assert!(matches!(error, Error::Unusable(_)), "{error:?}");
+    assert!(node.executes().is_empty() && client.recover().await.is_empty());
+    let timed = client.with_key(fresh_key()).expect("a fine key");
+    assert_eq!(timed.incr("n", 1).await.expect("counted"), 1);
 }
