@@ -421,21 +421,19 @@ impl DuplicateTable {
         Ok(entries)
     }
 
-    /// Some sessions in the order of their ids, whether there are more, and the newest entry that
-    /// this rests on.
+    /// Some sessions in the order of their ids, and whether there are more.
     pub(crate) fn list(
         &self,
         now: Moment,
         after: Option<SessionId>,
         limit: usize,
-    ) -> (Vec<SessionStatus>, bool, Index) {
+    ) -> (Vec<SessionStatus>, bool) {
         let mut ids: Vec<SessionId> =
             self.sessions.keys().copied().filter(|id| after.is_none_or(|it| *id > it)).collect();
         ids.sort_unstable();
         let more = ids.len() > limit;
         ids.truncate(limit);
-        let newest = self.sessions.values().map(|live| live.index).max().unwrap_or_default();
-        (ids.iter().filter_map(|id| self.status(*id, now)).collect(), more, newest)
+        (ids.iter().filter_map(|id| self.status(*id, now)).collect(), more)
     }
 
     fn status(&self, id: SessionId, now: Moment) -> Option<SessionStatus> {

@@ -47,7 +47,7 @@ pub(crate) struct Primary {
     /// A learner that is nearly ready, and since when commits wait for it.
     pub(crate) candidate: Option<(StoreId, Moment)>,
     /// The entries of the record that is not yet closed; they are staged.
-    open: Vec<Entry>,
+    pub(crate) open: Vec<Entry>,
     open_bytes: usize,
     waiters: BTreeMap<Index, Vec<(ReplyTo, Answer)>>,
     last_heartbeat: Moment,

@@ -1,5 +1,6 @@
 //! What the primary tells of requests and sessions, without executing anything; and cancels.
 
+use onlyonce_storage::Index;
 use onlyonce_storage::limits::OVERLAY_BYTES_MAX;
 use onlyonce_wire::client::{Answer, Fate, Limit, Question, Refusal, RequestId};
 use onlyonce_wire::{SessionId, limits};
@@ -8,7 +9,7 @@ use crate::duplicates::Verdict;
 use crate::event::ReplyTo;
 use crate::marks::Mark;
 use crate::mutations::Rule;
-use crate::replica::{Replica, Stop};
+use crate::replica::{Replica, Role, Stop};
 
 impl Replica {
     /// Tells what became of a request.
@@ -81,8 +82,21 @@ impl Replica {
         }
         let limit = (limit as usize).min(limits::SESSIONS_LISTED_MAX);
         let table = self.role.open_table();
-        let (sessions, more, newest) = table.list(self.now, after, limit);
-        self.answer_at(newest, from, Answer::Sessions { sessions, more });
+        let (sessions, more) = table.list(self.now, after, limit);
+        // It rests on those that are not open any more as well.
+        self.answer_at(self.newest_index(), from, Answer::Sessions { sessions, more });
+    }
+
+    /// The index of the newest entry that was executed.
+    fn newest_index(&self) -> Index {
+        match &self.role {
+            Role::Primary(primary) if !primary.open.is_empty() => self.open_index(),
+            Role::Primary(_)
+            | Role::Starting(_)
+            | Role::Recovering(_)
+            | Role::Follower(_)
+            | Role::Stopped => self.state.last().1,
+        }
     }
 
     /// Tells of one session.

@@ -139,6 +139,18 @@ fn an_anonymous_request_is_repeated() {
     assert_eq!(node.replica.status().idempotency_keys, 0);
 }
 
+/// That a session is not listed rests on the entry that ended it.
+#[test]
+fn a_session_is_gone_once_that_is_committed() {
+    let mut node = Solo::new();
+    let session = node.session(5);
+    node.ask(Request::Close { incarnation: Incarnation(1), session });
+    let list = node.ask(Request::Sessions { after: None, limit: 10 });
+    assert_eq!(node.answer_to(list), None, "the end is not committed");
+    node.flush();
+    assert_eq!(node.answer_to(list), Some(Answer::Sessions { sessions: vec![], more: false }));
+}
+
 /// Sessions are listed in the order of their ids, page by page, and shown with what is remembered of
 /// their requests.
 #[test]
