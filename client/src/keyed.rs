@@ -57,8 +57,8 @@ pub struct Executed {
     pub outcome: Outcome,
     /// Whether this repeats the reply of an earlier copy of the request.
     pub replayed: bool,
-    /// How long the key is remembered at least: until then the request may be sent again. None in a
-    /// session.
+    /// How long the key is remembered at least, counted from when the copy that was answered was
+    /// sent: until then the request may be sent again. None in a session.
     pub kept_for: Option<Duration>,
 }
 

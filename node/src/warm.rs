@@ -32,7 +32,10 @@ impl Warmer {
                 if operation.len() > OPERATION_BYTES_MAX {
                     return;
                 }
-                if let Ok(operation) = codec::decode::<_, OPERATION_BYTES_MAX>(operation) {
+                // What the core will refuse is not worth a look at the disk.
+                if let Ok(operation) = codec::decode::<Operation, OPERATION_BYTES_MAX>(operation)
+                    && operation.check().is_ok()
+                {
                     self.operation(&operation);
                 }
             }
