@@ -285,28 +285,9 @@ impl Inner {
     /// Reads, as often as it takes.
     pub(crate) async fn read(&self, read: Read) -> Result<Outcome, Error> {
         read.check().map_err(Error::Refused)?;
-        let request = codec::encode(&Request::Read(read));
-        let mut progress = Progress::default();
-        let reading = self.cluster.call(&request, &mut progress);
-        let answer = match self.cluster.options().deadline {
-            None => reading.await,
-            Some(within) => {
-                let Ok(answer) = tokio::time::timeout(within, reading).await else {
-                    let nodes = std::mem::take(&mut progress.reports);
-                    return Err(Error::NoAnswer(NoAnswer { within, nodes }));
-                };
-                answer
-            }
-        };
-        match answer {
-            Ok(Answer::Read(outcome)) => Ok(outcome),
-            Ok(Answer::Refused(refusal)) | Err(Stop::Refused(refusal)) => {
-                Err(Error::Refused(refusal))
-            }
-            Ok(other) => Err(Error::BadReply(format!("{} to a read", answer_name(&other)))),
-            Err(Stop::Unusable(why)) => Err(Error::Unusable(why)),
-            Err(Stop::BadReply(text)) => Err(Error::BadReply(text)),
-            Err(Stop::Unanswered) => unreachable!("reads are asked again"),
+        match self.ask(None, None, |_| Request::Read(read.clone())).await? {
+            Answer::Read(outcome) => Ok(outcome),
+            other => Err(Error::BadReply(format!("{} to a read", answer_name(&other)))),
         }
     }
 }
