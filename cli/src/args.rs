@@ -28,12 +28,14 @@ connections meanwhile; --deadline bounds that.
 Exit codes:
   0  done
   1  refused, not sent, or a negative result (no such key, not swapped, ...): it did not take
-     effect; also when its answer came but could not be read or printed, which is then said
+     effect
   2  usage
-  3  unresolved: it may or may not have taken effect; do not send it again as a new request. Its
-     handle is printed: 'once resume HANDLE' goes on with it, 'once outcome HANDLE' asks what became
-     of it, 'once cancel HANDLE' sees to it that it never runs. With --semantics best-effort there is
-     none: the request may have taken effect several times
+  3  not known. A write is unresolved: it may or may not have taken effect; do not send it again as
+     a new request. Its handle is printed: 'once resume HANDLE' goes on with it, 'once outcome
+     HANDLE' asks what became of it, 'once cancel HANDLE' sees to it that it never runs. With
+     --semantics best-effort there is none: the request may have taken effect several times.
+     A read or a question has no answer: ask again. Or the answer came, but could not be read or
+     printed, which is then said
 
 Environment, where the option is not given (empty means not set):
   ONCE_NODES      as --nodes
@@ -74,6 +76,7 @@ Prints one word, and what the request came to if it ran:
   pending      it runs at this moment, which may still come to nothing; exit 3
   never-seen   nobody has seen it; it may still arrive, unless it is cancelled; exit 3
   forgotten    it will not run from now on; whether it did is not known any more; exit 3
+With no answer, or one that refuses the question, it exits with 3 as well.
 
 Examples:
   once outcome once1-06k7...
@@ -83,6 +86,7 @@ const CANCEL: &str = "\
 Prints 'cancelled', and exits with 0: it never ran, and every copy of it, however late, is refused.
 Prints 'done' and what the request came to, and exits with 1: too late, it had run.
 Prints 'forgotten', and exits with 3: nothing will run, but whether it did is not known any more.
+With no answer, it exits with 3 as well: whether it is cancelled is not known, cancel it again.
 
 Examples:
   once cancel once1-06k7...

@@ -6,7 +6,7 @@
 //! generator, `compare` what exactly once costs, `pages` what is generated from the definitions of
 //! `args`.
 //!
-//! Exit codes: 0 done, 1 refused or a negative result, 2 usage, 3 unresolved.
+//! Exit codes: 0 done, 1 refused or a negative result, 2 usage, 3 not known.
 
 mod args;
 mod backup;

@@ -7,6 +7,9 @@ use std::process::ExitCode;
 use onlyonce_client::{BuildError, Error, limits};
 use serde_json::{Value, json};
 
+/// The exit code where 1, "it did not take effect", would say too much.
+const NOT_KNOWN: u8 = 3;
+
 /// How a command ends otherwise than by being done.
 #[derive(Debug)]
 pub enum End {
@@ -14,6 +17,8 @@ pub enum End {
     Usage(String),
     /// The call did not succeed.
     Call(Error),
+    /// A question about a request has no answer: nothing may be concluded.
+    Untold(Error),
     /// Executed, with a negative result that has been printed.
     Negative,
     /// Whether the request in question took effect is not known, which has been printed.
@@ -83,7 +88,7 @@ impl Printer {
             End::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
             End::Output(error) => {
                 eprintln!("once: the answer came, but standard output cannot be written: {error}");
-                ExitCode::from(1)
+                ExitCode::from(NOT_KNOWN)
             }
             End::Input(error) => {
                 eprintln!("once: standard input cannot be read: {error}; nothing was sent");
@@ -111,12 +116,16 @@ impl Printer {
                 ExitCode::from(1)
             }
             End::Negative => ExitCode::from(1),
-            End::NotKnown => ExitCode::from(3),
-            End::Call(error) => self.call_ended(error),
+            End::NotKnown => ExitCode::from(NOT_KNOWN),
+            End::Call(error) => ExitCode::from(self.call_ended(error)),
+            End::Untold(error) => {
+                self.call_ended(error);
+                ExitCode::from(NOT_KNOWN)
+            }
         }
     }
 
-    fn call_ended(&self, error: &Error) -> ExitCode {
+    fn call_ended(&self, error: &Error) -> u8 {
         let text = match error {
             Error::NotSent(_) => format!("not sent: {error}"),
             Error::Refused(refusal) => format!("refused ({}): {refusal}", refusal.name()),
@@ -128,10 +137,10 @@ impl Printer {
             Error::Failed(_) => ("failed", 1),
             Error::NotSent(_) => ("not-sent", 1),
             Error::Unusable(_) => ("unusable", 1),
-            Error::NoAnswer(_) => ("no-answer", 1),
-            Error::BadReply(_) => ("bad-reply", 1),
-            Error::Unresolved(_) => ("unresolved", 3),
-            Error::Uncounted(_) => ("uncounted", 3),
+            Error::NoAnswer(_) => ("no-answer", NOT_KNOWN),
+            Error::BadReply(_) => ("bad-reply", NOT_KNOWN),
+            Error::Unresolved(_) => ("unresolved", NOT_KNOWN),
+            Error::Uncounted(_) => ("uncounted", NOT_KNOWN),
         };
         let mut json = json!({ "error": status, "message": error.to_string() });
         if let Error::Unresolved(unresolved) = error {
@@ -142,7 +151,7 @@ impl Printer {
             json["handle"] = unresolved.handle().to_string().into();
         }
         self.error_line(&json);
-        ExitCode::from(code)
+        code
     }
 
     /// What went wrong, for programs.

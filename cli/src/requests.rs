@@ -29,7 +29,7 @@ pub fn name(handle: Option<Handle>, key: Option<IdempotencyKey>) -> Result<Reque
 
 /// Tells what became of a request.
 pub async fn outcome(client: &Client, name: RequestName, printer: &Printer) -> Result<(), End> {
-    let (fate, kept_for) = client.outcome_told(name).await?;
+    let (fate, kept_for) = client.outcome_told(name).await.map_err(End::Untold)?;
     let told = |word: &str| {
         printer.line(word, &json!({ "fate": word, "kept_for_ms": milliseconds(kept_for) }))
     };
@@ -44,7 +44,7 @@ pub async fn outcome(client: &Client, name: RequestName, printer: &Printer) -> R
 
 /// Sees to it that a request never runs, unless it did.
 pub async fn cancel(client: &Client, name: RequestName, printer: &Printer) -> Result<(), End> {
-    match client.cancel(name).await? {
+    match client.cancel(name).await.map_err(End::Untold)? {
         Cancellation::Cancelled => printer.line("cancelled", &json!({ "fate": "cancelled" })),
         Cancellation::Done(outcome) => {
             done(&outcome, None, printer)?;

@@ -63,18 +63,36 @@ fn not_sent() {
     }
 }
 
+/// A question without an answer is none that says no: 1 would mean "never ran" after `outcome`, and
+/// "too late" after `cancel`.
+#[test]
+fn not_known() {
+    let node = nobody();
+    let questions: [&[&str]; 4] = [
+        &["get", "k"],
+        &["scan"],
+        &["outcome", "--key", "order-1234"],
+        &["cancel", "--key", "order-1234"],
+    ];
+    for question in questions {
+        let arguments = [&["--nodes", &node, "--deadline", "100ms"], question].concat();
+        assert_ended(&once(&[], &arguments), 3, &["no answer", &node]);
+    }
+}
+
 /// An empty variable is one that is not set; a bad one is named.
 #[test]
 fn variables() {
     let (node, empty) = (nobody(), [("ONCE_NODES", ""), ("ONCE_AUTHORITY", "")]);
     let ran = once(&empty, &["--nodes", &node, "--deadline", "100ms", "get", "k"]);
-    assert_ended(&ran, 1, &[&node]);
+    assert_ended(&ran, 3, &[&node]);
     // Whoever listens at the default address is not asked: another cluster is refused, if need be.
-    let ran = once(&empty, &["--cluster", &"0f".repeat(16), "--deadline", "100ms", "get", "k"]);
+    let elsewhere = "0f".repeat(16);
+    let ran = once(&empty, &["--cluster", &elsewhere, "--deadline", "100ms", "put", "k", "v"]);
     assert_ended(&ran, 1, &["127.0.0.1:7400"]);
 
     let ran = once(&[("ONCE_NODES", &node)], &["--deadline", "100ms", "get", "k"]);
-    assert_ended(&ran, 1, &[&node]);
+    assert_ended(&ran, 3, &[&node]);
     let ran = once(&[("ONCE_NODES", "localhost")], &["get", "k"]);
     assert_ended(&ran, 2, &["ONCE_NODES: ", "localhost"]);
     let ran = once(&[("ONCE_AUTHORITY", "etcd://n:1")], &["get", "k"]);

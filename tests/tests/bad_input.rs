@@ -4,7 +4,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -102,7 +102,7 @@ fn unreachable_nodes_are_named() {
         assert!(ran.stderr.contains(word), "it should name {word:?}: {ran:?}");
     }
     let ran = program(&binaries::once(), &["--nodes", &address, "--deadline", "500ms", "get", "k"]);
-    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert_eq!(ran.code, Some(3), "{ran:?}");
     assert!(ran.stderr.contains(&address), "{ran:?}");
 
     // A node that takes the request and stands still: whether it ran is not known.
@@ -110,10 +110,25 @@ fn unreachable_nodes_are_named() {
     lone.node.wait_status("to serve", Status::serves);
     lone.node.daemon().pause();
     let ran = program(&binaries::once(), &["--nodes", &address, "--deadline", "500ms", "get", "k"]);
-    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert_eq!(ran.code, Some(3), "{ran:?}");
     assert!(ran.stderr.contains(&address), "{ran:?}");
     lone.node.daemon().resume();
     assert_works(&lone.addresses());
+}
+
+/// An answer that cannot be printed is no "it did not take effect": it did.
+#[test]
+fn a_full_output_is_told() {
+    let lone = Lone::start(&[]);
+    let full = fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+    let mut command = Command::new(binaries::once());
+    command.args(["--nodes", &lone.addresses()[0], "incr", "n"]).stdout(full);
+    let ran = command.stderr(Stdio::piped()).output().expect("once starts");
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert_eq!(ran.status.code(), Some(3), "{said}");
+    assert!(said.contains("the answer came, but standard output"), "{said}");
+    let count = program(&binaries::once(), &["--nodes", &lone.addresses()[0], "get", "n"]);
+    assert_eq!(count.stdout, "1", "{count:?}");
 }
 
 /// A request that a node took before it stood still is unresolved: exit code 3, and a handle.
