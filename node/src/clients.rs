@@ -21,10 +21,8 @@ use bytes::{Bytes, BytesMut};
 use onlyonce_replica::{Event, ReplyTo};
 use onlyonce_storage::failpoints::{Point, failpoint};
 use onlyonce_wire::CallId;
-use onlyonce_wire::backup::BackupRecord;
 use onlyonce_wire::client::{
-    Answer, ClientFrame, Fate, Goodbye, Hello, Limit, Outcome, Refusal, SavedRequest, ServerFrame,
-    SessionStatus, TxnOutcome, Welcome,
+    Answer, ClientFrame, Goodbye, Hello, Limit, Refusal, ServerFrame, Welcome,
 };
 use onlyonce_wire::codec;
 use onlyonce_wire::frame::{Port, preamble, put_frame};
@@ -158,17 +156,18 @@ impl Outbox {
 
     fn answer(&self, call: CallId, answer: Answer) {
         let mut queue = self.lock();
-        let bytes = answer_bytes(&answer);
+        let bytes = answer.bytes();
         let full = queue.bytes + bytes > OUTBOX_BYTES_MAX
             || self.total_bytes.load(Ordering::Relaxed) + bytes > ANSWER_BYTES_MAX;
-        let (answer, bytes) = if full { (Answer::AskAgain, FRAME_BYTES) } else { (answer, bytes) };
+        let (answer, bytes) =
+            if full { (Answer::AskAgain, Answer::BYTES_MIN) } else { (answer, bytes) };
         queue.outstanding = queue.outstanding.saturating_sub(1);
         self.put(queue, ServerFrame::Reply { call, answer }, bytes);
         self.room.notify_one();
     }
 
     fn say(&self, frame: ServerFrame) {
-        self.put(self.lock(), frame, FRAME_BYTES);
+        self.put(self.lock(), frame, Answer::BYTES_MIN);
     }
 
     fn put(&self, mut queue: MutexGuard<'_, OutboxQueue>, frame: ServerFrame, bytes: usize) {
@@ -266,51 +265,6 @@ async fn write(stream: &mut OwnedWriteHalf, buffer: &mut BytesMut) -> Result<(),
     }
     buffer.clear();
     Ok(())
-}
-
-/// What a small frame takes in memory.
-const FRAME_BYTES: usize = 256;
-
-/// About what an answer takes in memory.
-fn answer_bytes(answer: &Answer) -> usize {
-    FRAME_BYTES
-        + match answer {
-            Answer::Executed { reply, .. } | Answer::Fate { fate: Fate::Done { reply }, .. } => {
-                reply.len()
-            }
-            Answer::Sessions { sessions, .. } => sessions.len() * size_of::<SessionStatus>(),
-            Answer::Session(Some(session)) => session.saved.len() * size_of::<SavedRequest>(),
-            Answer::Read(outcome) => outcome_bytes(outcome),
-            Answer::Backup(Some(BackupRecord::Rows(entry))) => entry.len(),
-            Answer::Opened { .. }
-            | Answer::Closed
-            | Answer::Alive
-            | Answer::Fate { .. }
-            | Answer::Session(None)
-            | Answer::Backup(_)
-            | Answer::Status(_)
-            | Answer::Refused(_)
-            | Answer::NotPrimary { .. }
-            | Answer::AskAgain => 0,
-        }
-}
-
-fn outcome_bytes(outcome: &Outcome) -> usize {
-    match outcome {
-        Outcome::Value(value) | Outcome::Compared { actual: value, .. } => {
-            value.as_ref().map_or(0, Bytes::len)
-        }
-        Outcome::Rows { rows, .. } => {
-            rows.iter().map(|(key, value)| key.len() + value.len() + 64).sum()
-        }
-        Outcome::Txn(TxnOutcome::Committed(outcomes)) => outcomes.iter().map(outcome_bytes).sum(),
-        Outcome::Txn(TxnOutcome::CompareFailed(_) | TxnOutcome::WriteFailed(..))
-        | Outcome::Done
-        | Outcome::Length(_)
-        | Outcome::Integer(_)
-        | Outcome::Deleted(_)
-        | Outcome::Failed(_) => 0,
-    }
 }
 
 /// Why a connection ended.

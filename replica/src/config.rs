@@ -93,6 +93,8 @@ pub struct Limits {
     pub saved_reply_bytes: u64,
     /// The most bytes of records in one append or tail, but always at least one record.
     pub append_bytes: usize,
+    /// The most bytes of answers that wait for a commit; the last one may go beyond.
+    pub waiting_bytes: usize,
 }
 
 impl Default for Limits {
@@ -101,6 +103,7 @@ impl Default for Limits {
             window: wire::WINDOW,
             saved_reply_bytes: wire::SAVED_REPLY_BYTES_MAX,
             append_bytes: APPEND_BYTES_MAX,
+            waiting_bytes: wire::WAITING_BYTES_MAX,
         }
     }
 }
@@ -112,6 +115,7 @@ impl Limits {
         self.window <= most.window
             && self.saved_reply_bytes <= most.saved_reply_bytes
             && self.append_bytes <= most.append_bytes
+            && self.waiting_bytes <= most.waiting_bytes
     }
 }
 

@@ -18,6 +18,7 @@
 //! - `source` → what a snapshot of the tables is made of,
 //! - `snapshot` → one for a learner that the log cannot feed,
 //! - `backup` → one for a client that keeps it,
+//! - `waiters` → the answers that wait for a commit,
 //! - `views` → the start, and following the register,
 //! - `proposal` → changing it,
 //! - `incarnation` → a forced view, and the end of the sessions before it,
@@ -66,6 +67,7 @@ mod saved;
 mod snapshot;
 mod source;
 mod views;
+mod waiters;
 
 pub use config::{Config, DRIFT_PER_MILLE, Duplicates, Limits, Mode, Timing};
 pub use event::{Effect, Event, Moment, ProposalResult, ReadId, ReplyTo, WallTime};

@@ -98,6 +98,8 @@ marks! {
     ReadWithoutLease => "read_without_lease",
     /// A read waited until what it saw was committed.
     ReadWaited => "read_waited",
+    /// So many answers waited for a commit that another one was not taken on.
+    WaiterTurnedAway => "waiter_turned_away",
     /// A duplicate found its request pending, and waited with it.
     DuplicateJoined => "duplicate_joined",
     /// A duplicate was answered with a saved reply.

@@ -20,7 +20,7 @@ use rand::Rng;
 use crate::agreement::Agreement;
 use crate::backup::Backup;
 use crate::duplicates::DuplicateTable;
-use crate::event::{Effect, Moment, ReplyTo};
+use crate::event::{Effect, Moment};
 use crate::follower::Follower;
 use crate::forgetful::Forgetting;
 use crate::incarnation::Ending;
@@ -31,6 +31,7 @@ use crate::mutations::Rule;
 use crate::progress::Progress;
 use crate::replica::{Replica, Role, Stop};
 use crate::snapshot::Sending;
+use crate::waiters::Waiters;
 
 /// What a primary knows beside its log.
 pub(crate) struct Primary {
@@ -49,7 +50,7 @@ pub(crate) struct Primary {
     /// The entries of the record that is not yet closed; they are staged.
     pub(crate) open: Vec<Entry>,
     open_bytes: usize,
-    waiters: BTreeMap<Index, Vec<(ReplyTo, Answer)>>,
+    pub(crate) waiters: Waiters,
     last_heartbeat: Moment,
     pub(crate) last_expiry: Moment,
     /// A snapshot on its way to a learner.
@@ -98,7 +99,7 @@ impl Replica {
             candidate: None,
             open: Vec::new(),
             open_bytes: 0,
-            waiters: BTreeMap::new(),
+            waiters: Waiters::default(),
             last_heartbeat: self.now,
             last_expiry: self.now,
             sending: None,
@@ -169,13 +170,13 @@ impl Replica {
     pub(crate) fn step_down(&mut self) {
         let now = self.now;
         let Role::Primary(primary) = &mut self.role else { return };
-        let waiters = std::mem::take(&mut primary.waiters);
+        let waiters = primary.waiters.take_upto(Index(u64::MAX - 1));
         tracing::warn!(waiting = waiters.len(), "step down");
         if !waiters.is_empty() {
             self.marks.hit(Mark::SteppedDownWithWaiters);
         }
         let backup = primary.backup.take().and_then(|backup| backup.waiter());
-        let waiters = waiters.into_values().flatten().map(|(to, _)| to);
+        let waiters = waiters.into_iter().map(|(to, _)| to);
         for to in waiters.chain(backup) {
             self.effects.push(Effect::Reply { to, answer: Answer::AskAgain });
         }
@@ -204,16 +205,6 @@ impl Replica {
         primary.open_bytes += entry.bytes();
         primary.open.push(entry);
         if primary.open_bytes >= RECORD_BYTES_TARGET { self.seal_record() } else { Ok(()) }
-    }
-
-    /// Sends an answer once `index` is committed.
-    pub(crate) fn answer_at(&mut self, index: Index, to: ReplyTo, answer: Answer) {
-        if index <= self.state.committed() {
-            self.effects.push(Effect::Reply { to, answer });
-            return;
-        }
-        let Role::Primary(primary) = &mut self.role else { return };
-        primary.waiters.entry(index).or_default().push((to, answer));
     }
 
     /// Group commit: what gathered while earlier records were under way becomes one record.
@@ -485,12 +476,8 @@ impl Replica {
             return Ok(());
         }
         self.commit(durable);
-        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
-        let rest = primary.waiters.split_off(&durable.next());
-        let done = std::mem::replace(&mut primary.waiters, rest);
-        for (to, answer) in done.into_values().flatten() {
-            self.effects.push(Effect::Reply { to, answer });
-        }
+        self.answer_waiters(durable);
+        let Role::Primary(primary) = &self.role else { return Ok(()) };
         if primary.table.is_none() && durable >= primary.opens_at { self.open() } else { Ok(()) }
     }
 

@@ -1,7 +1,6 @@
 //! What the primary tells of requests and sessions, without executing anything; and cancels.
 
 use onlyonce_storage::Index;
-use onlyonce_storage::limits::OVERLAY_BYTES_MAX;
 use onlyonce_wire::client::{Answer, Fate, Limit, Question, Refusal, RequestId};
 use onlyonce_wire::{SessionId, limits};
 
@@ -31,7 +30,7 @@ impl Replica {
 
     /// Sees to it that a request never runs, unless it did.
     pub(crate) fn cancel(&mut self, from: ReplyTo, question: &Question) -> Result<(), Stop> {
-        if self.state.overlay_bytes() > OVERLAY_BYTES_MAX {
+        if self.is_crowded() {
             self.reply(from, Answer::Refused(Refusal::Busy(Limit::Queue)));
             return Ok(());
         }

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use bytes::Bytes;
-use onlyonce_storage::{Entry, Index, limits::OVERLAY_BYTES_MAX};
+use onlyonce_storage::{Entry, Index};
 use onlyonce_wire::check::check_size;
 use onlyonce_wire::client::{
     Answer, Execute, ExecuteId, Fingerprint, Limit, Operation, Part, Question, Read, Refusal,
@@ -92,7 +92,7 @@ impl Replica {
     }
 
     fn open_session(&mut self, from: ReplyTo, session: SessionId) -> Result<(), Stop> {
-        if self.state.overlay_bytes() > OVERLAY_BYTES_MAX {
+        if self.is_crowded() {
             self.reply(from, Answer::Refused(Refusal::Busy(Limit::Queue)));
             return Ok(());
         }
@@ -128,7 +128,7 @@ impl Replica {
         self.mark_verdict(&verdict);
         match verdict {
             Verdict::New => {
-                self.answer_at(self.open_index(), from, answer);
+                self.answer_with_entry(self.open_index(), from, answer);
                 self.add_entry(Entry { effects })
             }
             Verdict::Known { answer, rests_on } => {
@@ -173,7 +173,7 @@ impl Replica {
                 return Ok(());
             }
         };
-        if self.state.overlay_bytes() > OVERLAY_BYTES_MAX {
+        if self.is_crowded() {
             self.reply(from, Answer::Refused(Refusal::Busy(Limit::Queue)));
             return Ok(());
         }

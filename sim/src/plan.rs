@@ -135,6 +135,7 @@ impl Plan {
             window: tight(3, 1..8, most.window),
             saved_reply_bytes: tight(6, 17..70, most.saved_reply_bytes),
             append_bytes: tight(2, 1..300, most.append_bytes as u64) as usize,
+            waiting_bytes: tight(6, 1..1_500, most.waiting_bytes as u64) as usize,
         };
         Self {
             nodes,

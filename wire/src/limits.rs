@@ -59,6 +59,8 @@ pub const NAME_BYTES_MAX: usize = 128;
 pub const CONNECTIONS_MAX: usize = 4_096;
 /// The most bytes of requests that wait for the core of one node.
 pub const QUEUED_BYTES_MAX: usize = 64 << 20;
+/// The most bytes of answers of one node that wait for a commit.
+pub const WAITING_BYTES_MAX: usize = 128 << 20;
 /// How long a connection may stay silent before its first frame.
 pub const FIRST_FRAME_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection without an outstanding request may stay silent.

@@ -17,6 +17,7 @@ use crate::status::NodeStatus;
 
 mod operation;
 mod refusal;
+mod size;
 
 pub use operation::{Compare, Condition, Failure, Operation, Outcome, Read, TxnOutcome, Write};
 pub use refusal::{Consequence, Limit, Part, Refusal};
