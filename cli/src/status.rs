@@ -97,6 +97,10 @@ fn note(status: &NodeStatus) -> String {
     if !status.learners.is_empty() {
         notes.push(format!("feeds {}", status.learners.join(", ")));
     }
+    if status.timed_keys_refused_ms > 0 {
+        let seconds = status.timed_keys_refused_ms.div_ceil(1_000);
+        notes.push(format!("refuses fresh timed keys for {seconds} s: a calendar is or was wrong"));
+    }
     notes.join("; ")
 }
 
@@ -126,6 +130,7 @@ fn json_report((address, report): &Reported) -> Value {
         "applied": status.applied,
         "sessions": status.sessions,
         "idempotency_keys": status.idempotency_keys,
+        "timed_keys_refused_ms": status.timed_keys_refused_ms,
         "logged_bytes": status.logged_bytes,
     })
 }

@@ -171,6 +171,7 @@ struct StatusPage<'a> {
     applied: u64,
     sessions: u64,
     idempotency_keys: u64,
+    timed_keys_refused_ms: u64,
     logged_bytes: u64,
 }
 
@@ -193,6 +194,7 @@ impl<'a> From<&'a NodeStatus> for StatusPage<'a> {
             applied: status.applied,
             sessions: status.sessions,
             idempotency_keys: status.idempotency_keys,
+            timed_keys_refused_ms: status.timed_keys_refused_ms,
             logged_bytes: status.logged_bytes,
         }
     }
@@ -248,7 +250,7 @@ fn metric(text: &mut String, name: &str, kind: &str, help: &str, value: f64) {
 
 type Metric<T> = (&'static str, T, &'static str);
 
-fn gauges(status: &NodeStatus, connections: usize) -> [Metric<u64>; 10] {
+fn gauges(status: &NodeStatus, connections: usize) -> [Metric<u64>; 11] {
     [
         ("serving", u64::from(status.serving), "1 while the node takes requests."),
         ("view", status.view.0, "The newest view that the node knows."),
@@ -270,6 +272,11 @@ fn gauges(status: &NodeStatus, connections: usize) -> [Metric<u64>; 10] {
             "idempotency_keys",
             status.idempotency_keys,
             "Remembered idempotency keys; 0 where the node is no primary.",
+        ),
+        (
+            "timed_keys_refused_milliseconds",
+            status.timed_keys_refused_ms,
+            "How long fresh timed keys will be refused, for a calendar that is or was wrong.",
         ),
         ("client_connections", connections as u64, "Client connections open now."),
     ]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use onlyonce_storage::Entry;
 use onlyonce_storage::limits::OVERLAY_BYTES_MAX;
 
+use crate::event::WallTime;
 use crate::marks::Mark;
 use crate::mutations::Rule;
 use crate::replica::{Replica, Role, Stop};
@@ -22,13 +23,23 @@ impl Replica {
         let early = self.breaks(Rule::KeySweptEarly);
         let Role::Primary(primary) = &mut self.role else { return Ok(()) };
         let Some(table) = &mut primary.table else { return Ok(()) };
-        let advanced = table.keys_mut().advance(now, wall, index, &mut self.marks);
-        let forgotten = table.keys_mut().sweep(&self.state, FORGOTTEN_AT_ONCE, early)?;
-        if forgotten.is_some() {
-            self.marks.hit(Mark::KeysForgotten);
+        let keys = table.keys_mut();
+        if let Some(effects) = keys.advance(now, wall, index, &mut self.marks) {
+            if let Some(WallTime(until)) = keys.refused_until(wall) {
+                tracing::warn!(
+                    calendar_ms = wall.0,
+                    until_ms = until,
+                    "timed idempotency keys, as one-shot commands use, are refused as forgotten: by this node's calendar the cluster remembers the future. Set the calendar, if this one is wrong; else an earlier one was"
+                );
+            }
+            self.add_entry(Entry { effects })?;
         }
-        let entries = advanced.into_iter().chain(forgotten).map(|effects| Entry { effects });
-        entries.into_iter().try_for_each(|entry| self.add_entry(entry))
+        let at = (self.wall(), self.open_index());
+        let Role::Primary(primary) = &mut self.role else { return Ok(()) };
+        let Some(table) = &mut primary.table else { return Ok(()) };
+        let keys = table.keys_mut();
+        let forgotten = keys.sweep(&self.state, at, FORGOTTEN_AT_ONCE, early, &mut self.marks)?;
+        forgotten.map_or(Ok(()), |effects| self.add_entry(Entry { effects }))
     }
 
     pub(crate) fn expire_sessions(&mut self) -> Result<(), Stop> {

@@ -5,14 +5,17 @@
 //!
 //! - *Age*: for how long primaries have led the cluster, each by its own monotonic clock, added up in
 //!   the log ([`KeyClock`]). What a primary did not log before it died is not counted, so time only
-//!   ever goes too slowly. A **named** key is forgotten when the age has grown by the retention, and
-//!   a reply says how long that will be. No wall clock has a say in it.
-//! - *Floor*: a wall time below which **timed** keys may be forgotten. A timed key above it that has
-//!   no row never ran; one below it that has no row is refused (`Forgotten`), by every primary: the
-//!   floor is logged and never falls. It follows a retention behind the primary's wall clock, but
-//!   rises at most twice as fast as the age, so that a wrong clock does no harm for as long as it
-//!   takes to notice. A timed key from before a new incarnation that has no row is refused as well: it
-//!   may have run in the history that is lost.
+//!   ever goes too slowly. A key is forgotten when the age has grown by the retention, and a reply
+//!   says how long that will be. No calendar can make it sooner.
+//! - *Floor*: the entry that forgets a **timed** key raises the floor above the key's own time. A timed
+//!   key above the floor that has no row never ran; one below it that has no row is refused
+//!   (`Forgotten`), by every primary: the floor is logged and never falls. A timed key from before a
+//!   new incarnation that has no row is refused as well: it may have run in the history that is lost.
+//! - *Calendar*: a timed key that is due, but of the future, is not forgotten: it would take the floor
+//!   with it, and shut out all keys until then. What counts as the future is told by the primary's
+//!   own calendar and by the logged one, which follows those of primaries, but never back, and at most
+//!   a year a day of the age. As long as nothing can be due yet, it just follows: a first calendar that
+//!   is wrong is soon forgotten itself.
 //!
 //! Rows go by entries of bounded size, like everything else, and only once the clock that makes them
 //! due is logged.
@@ -34,8 +37,9 @@ use crate::rows::{FIRST_EXPIRY, KEY_CLOCK, KEY_COUNT, KeyClock, KeyRow, ReplyRow
 const LOGGED_PER_RETENTION: u32 = 64;
 const LOGGED_AFTER_MIN: Duration = Duration::from_millis(100);
 const LOGGED_AFTER_MAX: Duration = Duration::from_secs(60);
-/// The floor rises at most so many times as fast as the age.
-const FLOOR_PER_AGE: u64 = 2;
+/// The logged calendar goes at most so many times as fast as the age: a year a day. So a cluster that
+/// was off for months soon knows, and one year too many takes a day to be believed.
+const CALENDAR_PER_AGE: u64 = 365;
 
 /// What an open primary knows of idempotency keys beside their rows.
 pub(crate) struct Keys {
@@ -47,15 +51,10 @@ pub(crate) struct Keys {
     clock_index: Index,
     /// From here on this primary's own clock adds to the age.
     since: Moment,
-    /// Where the next look for rows that are due begins; nothing due is before.
-    sweep: Sweep,
-}
-
-struct Sweep {
-    timed: Bytes,
-    named: Bytes,
+    /// Where the next look for expiries that are due begins; nothing due is before.
+    sweep_from: Bytes,
     /// Whether there may be some.
-    is_due: bool,
+    sweep_is_due: bool,
 }
 
 impl Keys {
@@ -68,11 +67,8 @@ impl Keys {
             clock: clock.map(|clock| KeyClock::decode(&clock)).transpose()?,
             clock_index: Index::ZERO,
             since: now,
-            sweep: Sweep {
-                timed: KeyRow::first_at(0),
-                named: Bytes::from_static(FIRST_EXPIRY),
-                is_due: true,
-            },
+            sweep_from: Bytes::from_static(FIRST_EXPIRY),
+            sweep_is_due: true,
         })
     }
 
@@ -97,13 +93,8 @@ impl Keys {
     }
 
     /// For how long a key is remembered at least, in milliseconds.
-    fn kept_for_ms(&self, now: Moment, key: &IdempotencyKey, row: &KeyRow) -> u64 {
-        let KeyClock { age_ms, floor, .. } = self.clock();
-        let unlogged = self.unlogged_ms(now);
-        match key.time_ms() {
-            None => row.forgotten_at.saturating_sub(age_ms + unlogged),
-            Some(time) => (time.saturating_sub(floor.0) / FLOOR_PER_AGE).saturating_sub(unlogged),
-        }
+    fn kept_for_ms(&self, now: Moment, row: &KeyRow) -> u64 {
+        row.forgotten_at.saturating_sub(self.clock().age_ms + self.unlogged_ms(now))
     }
 
     pub(crate) fn find(
@@ -118,11 +109,11 @@ impl Keys {
         let saved = state.get(Table::Keys, &KeyRow::key(key))?;
         if let Some(value) = saved.value {
             let row = KeyRow::decode(value)?;
-            let kept_for_ms = Some(self.kept_for_ms(now, key, &row));
+            let kept_for_ms = Some(self.kept_for_ms(now, &row));
             return Ok(Found::Saved { reply: row.reply, kept_for_ms, index: saved.index });
         }
         let rests_on = saved.index.max(self.clock_index);
-        if key.time_ms().is_some_and(|time| self.clock().may_have_known(time)) {
+        if key.time_ms().is_some_and(|time| WallTime(time) < self.clock().known_from()) {
             let answer = Answer::Refused(Refusal::Forgotten);
             return Ok(Found::Told(Verdict::Known { answer, rests_on }));
         }
@@ -156,13 +147,11 @@ impl Keys {
             self.clock().age_ms + self.unlogged_ms(now) + milliseconds(self.retention);
         let row = KeyRow { forgotten_at, reply };
         let name = KeyRow::key(key);
-        if key.time_ms().is_none() {
-            put(effects, Table::Expiry, KeyRow::expiry(forgotten_at, &name), Bytes::new());
-        }
+        put(effects, Table::Expiry, KeyRow::expiry(forgotten_at, &name), Bytes::new());
         put(effects, Table::Keys, name, row.encode());
         self.count += 1;
         self.put_count(effects);
-        self.kept_for_ms(now, key, &row)
+        self.kept_for_ms(now, &row)
     }
 
     fn put_count(&self, effects: &mut Vec<Effect>) {
@@ -179,85 +168,109 @@ impl Keys {
         marks: &mut Marks,
     ) -> Option<Vec<Effect>> {
         let due = (self.retention / LOGGED_PER_RETENTION).clamp(LOGGED_AFTER_MIN, LOGGED_AFTER_MAX);
-        let target = wall.0.saturating_sub(milliseconds(self.retention));
         let clock = match self.clock {
-            // Nothing ran before, so nothing can be forgotten.
-            None => KeyClock { floor: WallTime(target), ..KeyClock::default() },
+            None => KeyClock { calendar: wall, ..KeyClock::default() },
             Some(_) if now.since(self.since) < due => return None,
-            Some(KeyClock { age_ms, floor, begun }) => {
+            Some(clock) => {
                 let passed = self.unlogged_ms(now);
-                let most = floor.0 + passed * FLOOR_PER_AGE;
-                if target > most {
-                    marks.hit(Mark::FloorHeldByAge);
-                } else if target < floor.0 {
-                    marks.hit(Mark::FloorHeldByCalendar);
-                }
-                let floor = WallTime(target.min(most)).max(floor);
-                KeyClock { age_ms: age_ms + passed, floor, begun }
+                let most = WallTime(clock.calendar.0.saturating_add(passed * CALENDAR_PER_AGE));
+                let calendar = if clock.age_ms < milliseconds(self.retention) {
+                    // No key is due yet.
+                    wall
+                } else if wall > most {
+                    marks.hit(Mark::CalendarHeldByAge);
+                    most
+                } else if wall < clock.calendar {
+                    marks.hit(Mark::CalendarHeldByLog);
+                    clock.calendar
+                } else {
+                    wall
+                };
+                KeyClock { age_ms: clock.age_ms + passed, calendar, ..clock }
             }
         };
         let passed = clock.age_ms - self.clock().age_ms;
         self.since = self.since.after(Duration::from_millis(passed));
-        self.clock = Some(clock);
-        self.clock_index = index;
-        self.sweep.is_due = true;
+        self.sweep_is_due = true;
         let mut effects = Vec::new();
-        put(&mut effects, Table::Expiry, Bytes::from_static(KEY_CLOCK), clock.encode());
+        self.log(clock, index, &mut effects);
         Some(effects)
     }
 
-    /// Forgets keys that are due, at most `limit` of each kind. Never one whose request is not yet
-    /// committed: a copy of it would run before the first one is answered.
+    fn log(&mut self, clock: KeyClock, index: Index, effects: &mut Vec<Effect>) {
+        self.clock = Some(clock);
+        self.clock_index = index;
+        put(effects, Table::Expiry, Bytes::from_static(KEY_CLOCK), clock.encode());
+    }
+
+    /// Forgets keys that are due, at most `limit`, in the entry at `index`. Never one whose request is
+    /// not yet committed: a copy of it would run before the first one is answered. A timed key of the
+    /// future is put off: it is kept for another retention.
     pub(crate) fn sweep(
         &mut self,
         state: &State,
+        (wall, index): (WallTime, Index),
         limit: usize,
         early: bool,
+        marks: &mut Marks,
     ) -> Result<Option<Vec<Effect>>, Stop> {
-        if !self.sweep.is_due {
+        if !self.sweep_is_due {
             return Ok(None);
         }
-        let KeyClock { mut age_ms, mut floor, .. } = self.clock();
+        let mut clock = self.clock();
+        let mut age_ms = clock.age_ms;
         if early {
             // Breaks `Rule::KeySweptEarly`.
             age_ms += milliseconds(self.retention / 4);
-            floor.0 += milliseconds(self.retention / 4);
-        }
-        let mut effects = Vec::new();
-        let mut forgotten = 0;
-        let end = KeyRow::first_at(floor.0);
-        let (timed, more) = take(state, Table::Keys, &mut self.sweep.timed, &end, limit)?;
-        self.sweep.is_due = more;
-        for row in &timed {
-            delete(&mut effects, Table::Keys, row.clone());
-            forgotten += 1;
         }
         let end = KeyRow::expiry(age_ms + 1, &[]);
-        let (named, more) = take(state, Table::Expiry, &mut self.sweep.named, &end, limit)?;
-        self.sweep.is_due |= more;
-        for expiry in &named {
-            let (_, row) = KeyRow::read_expiry(expiry.clone())?;
-            delete(&mut effects, Table::Expiry, expiry.clone());
-            delete(&mut effects, Table::Keys, row);
-            forgotten += 1;
-        }
-        if forgotten == 0 {
+        let (due, more) = take(state, Table::Expiry, &mut self.sweep_from, &end, limit)?;
+        self.sweep_is_due = more;
+        if due.is_empty() {
             return Ok(None);
         }
-        self.count -= forgotten;
+        let mut effects = Vec::new();
+        let future = wall.min(clock.calendar);
+        for expiry in due {
+            let (_, row) = KeyRow::read_expiry(expiry.clone())?;
+            delete(&mut effects, Table::Expiry, expiry);
+            let time = KeyRow::time(&row);
+            if time.is_some_and(|time| time >= future) {
+                marks.hit(Mark::KeyPutOff);
+                let later = KeyRow::expiry(age_ms + milliseconds(self.retention), &row);
+                put(&mut effects, Table::Expiry, later, Bytes::new());
+                continue;
+            }
+            marks.hit(Mark::KeysForgotten);
+            if let Some(WallTime(time)) = time {
+                clock.floor = clock.floor.max(WallTime(time + 1));
+            }
+            delete(&mut effects, Table::Keys, row);
+            self.count -= 1;
+        }
+        if clock.floor > self.clock().floor {
+            self.log(clock, index, &mut effects);
+        }
         self.put_count(&mut effects);
         Ok(Some(effects))
+    }
+
+    /// Until when timed keys that are not known are refused, if that is in the future: a calendar is
+    /// wrong, or was.
+    pub(crate) fn refused_until(&self, wall: WallTime) -> Option<WallTime> {
+        let until = self.clock().known_from();
+        (until > wall).then_some(until)
     }
 }
 
 /// The clock of a new incarnation: no timed key of an earlier one is taken for new, and those that are
-/// known are kept for as long as was promised.
+/// known are kept for as long as was promised. A calendar behind the logged one is not believed.
 pub(crate) fn clock_of_new_incarnation(state: &State, wall: WallTime) -> Result<Effect, Stop> {
     let before = match state.get(Table::Expiry, KEY_CLOCK)?.value {
         Some(clock) => KeyClock::decode(&clock)?,
         None => KeyClock::default(),
     };
-    let clock = KeyClock { begun: before.begun.max(wall), ..before };
+    let clock = KeyClock { begun: before.begun.max(before.calendar).max(wall), ..before };
     let key = Bytes::from_static(KEY_CLOCK);
     Ok(Effect { table: Table::Expiry, key, value: Some(clock.encode()) })
 }

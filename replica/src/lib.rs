@@ -23,6 +23,7 @@
 //! - `proposal` → changing it,
 //! - `incarnation` → a forced view, and the end of the sessions before it,
 //! - `recovery` → a restarted primary,
+//! - `status` → what a node says about itself,
 //! - `checkpoint` → when entries are folded into the tables,
 //! - `agreement` → whether the replicas' tables agree, and who stops if not,
 //! - `marks` → which rare paths a process took,
@@ -66,6 +67,7 @@ mod rows;
 mod saved;
 mod snapshot;
 mod source;
+mod status;
 mod views;
 mod waiters;
 

@@ -128,10 +128,12 @@ marks! {
     SavedRepliesFull => "saved_replies_full",
     /// An idempotency key was forgotten by an entry.
     KeysForgotten => "keys_forgotten",
-    /// The floor rose less than the calendar would have it: twice as fast as the age.
-    FloorHeldByAge => "floor_held_by_age",
-    /// The floor stayed where it was: the calendar was behind it.
-    FloorHeldByCalendar => "floor_held_by_calendar",
+    /// The logged calendar went less far than the primary's: twice as fast as the age.
+    CalendarHeldByAge => "calendar_held_by_age",
+    /// The logged calendar stayed where it was: the primary's was behind it.
+    CalendarHeldByLog => "calendar_held_by_log",
+    /// A timed key was due, but of the future: it was kept.
+    KeyPutOff => "key_put_off",
     /// A timed key below the floor was refused.
     ForgottenRefused => "forgotten_refused",
     /// An id that makes no sense was refused, such as a key from the future.

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use onlyonce_storage::{Checkpoint, Entry, Index, Record, View};
-use onlyonce_wire::authority::{Member, Register};
+use onlyonce_wire::authority::Member;
 use onlyonce_wire::client::Answer;
 use onlyonce_wire::{StoreId, limits};
 use rand::Rng;
@@ -68,21 +68,6 @@ impl Primary {
             self.dropped.clear();
         }
         self.dropped.insert(store, progress);
-    }
-
-    /// The learners' names, and the numbers of sessions and idempotency keys.
-    pub(crate) fn counts(&self, register: Option<&Register>) -> (Vec<String>, u64, u64) {
-        let learners = self
-            .followers
-            .values()
-            .map(|progress| &progress.member)
-            .chain(self.sending.iter().map(|sending| &sending.member))
-            .filter(|member| register.is_some_and(|it| it.replica(member.store).is_none()))
-            .map(|member| member.name.clone())
-            .collect();
-        let table = self.table.as_ref();
-        let sessions = table.map_or(0, |table| table.sessions() as u64);
-        (learners, sessions, table.map_or(0, |table| table.keys().count()))
     }
 }
 

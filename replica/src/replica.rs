@@ -6,7 +6,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use onlyonce_storage::{Index, Record, State, View};
 use onlyonce_wire::authority::{Member, Register, Revision};
-use onlyonce_wire::status::{NodeStatus, Role as StatusRole};
 use onlyonce_wire::{ClusterId, Incarnation, StoreId};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -514,54 +513,6 @@ impl Replica {
         if newest > self.reads.newest {
             self.reads.newest = newest;
             self.reads.asked_when_seen = self.reads.asked;
-        }
-    }
-
-    /// Whether this node takes requests and may answer reads: an open primary with its leases.
-    #[must_use]
-    pub fn is_serving(&self) -> bool {
-        match &self.role {
-            Role::Primary(primary) => primary.table.is_some() && self.lease_holds(),
-            Role::Starting(_) | Role::Recovering(_) | Role::Follower(_) | Role::Stopped => false,
-        }
-    }
-
-    /// What this node says about itself.
-    #[must_use]
-    pub fn status(&self) -> NodeStatus {
-        let register = self.known.as_ref().map(|known| &known.register);
-        let role = match &self.role {
-            Role::Starting(_) | Role::Recovering(_) | Role::Stopped => StatusRole::Starting,
-            Role::Primary(_) => StatusRole::Primary,
-            Role::Follower(_) if self.is_backup() => StatusRole::Backup,
-            Role::Follower(_) => StatusRole::Learner,
-        };
-        let (learners, sessions, keys) = match &self.role {
-            Role::Primary(primary) => primary.counts(register),
-            Role::Starting(_) | Role::Recovering(_) | Role::Follower(_) | Role::Stopped => {
-                (Vec::new(), 0, 0)
-            }
-        };
-        NodeStatus {
-            name: self.config.me.name.clone(),
-            store: self.config.me.store,
-            cluster: self.cluster(),
-            incarnation: self.saved.incarnation,
-            role,
-            serving: self.is_serving(),
-            view: onlyonce_wire::View(self.view().0),
-            primary: register.map(|register| register.primary.name.clone()),
-            primary_address: register.map(|register| register.primary.client_address.clone()),
-            backups: register.map_or(Vec::new(), |register| {
-                register.backups.iter().map(|backup| backup.name.clone()).collect()
-            }),
-            learners,
-            prepared: self.state.persisted().0,
-            committed: self.state.committed().0,
-            applied: self.state.applied().0,
-            sessions,
-            idempotency_keys: keys,
-            logged_bytes: self.logged_bytes,
         }
     }
 

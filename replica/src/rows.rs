@@ -7,7 +7,7 @@
 //! | `replies` | session id, seq | [`ReplyRow`] |
 //! | `keys` | `n` and the name, or `t` and the UUID, of an idempotency key | [`KeyRow`] |
 //! | `keys` | (empty) | the number of the other rows, a little-endian `u64` |
-//! | `expiry` | the age at which a named key is forgotten, and its row's key in `keys` | nothing |
+//! | `expiry` | the age at which a key is due to be forgotten, and its row's key in `keys` | nothing |
 //! | `expiry` | (empty) | [`KeyClock`] |
 //!
 //! Numbers in keys are big-endian, so that rows lie in the order of sessions and seqs.
@@ -137,14 +137,14 @@ impl ReplyRow {
 /// What is remembered of an idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRow {
-    /// When a named key is forgotten: an age, as the key clock counts it. A timed key tells its time itself.
+    /// Until when it is remembered at least: an age, as the key clock counts it.
     pub forgotten_at: u64,
     /// What became of its request.
     pub reply: ReplyRow,
 }
 
 impl KeyRow {
-    /// The row's key. Timed keys lie in the order of their times.
+    /// The row's key.
     #[must_use]
     pub fn key(key: &IdempotencyKey) -> Bytes {
         let mut row = BytesMut::with_capacity(17);
@@ -161,14 +161,11 @@ impl KeyRow {
         row.freeze()
     }
 
-    /// The first row that a timed key of this time (in milliseconds since 1970), or of a later one,
-    /// can have.
-    #[must_use]
-    pub fn first_at(time_ms: u64) -> Bytes {
-        let mut row = BytesMut::with_capacity(17);
-        row.put_u8(b't');
-        row.put_u128(u128::from(time_ms) << 80);
-        row.freeze()
+    /// When the timed key in the row with this key was made; none for a named one.
+    pub(crate) fn time(row: &[u8]) -> Option<WallTime> {
+        let uuid = row.strip_prefix(b"t")?.try_into().ok()?;
+        // The first 48 bits (RFC 9562, section 5.7).
+        Some(WallTime(u64::try_from(u128::from_be_bytes(uuid) >> 80).expect("48 bits")))
     }
 
     /// The row's value.
@@ -188,7 +185,7 @@ impl KeyRow {
         Ok(Self { forgotten_at: value.get_u64_le(), reply: ReplyRow::decode(value)? })
     }
 
-    /// The key of the row, in the table of expiries, that says when the key in this row is
+    /// The key of the row, in the table of expiries, that says when the key in this row is due to be
     /// forgotten: these lie in the order of time, and have no value.
     #[must_use]
     pub fn expiry(forgotten_at: u64, row: &[u8]) -> Bytes {
@@ -213,44 +210,48 @@ pub const KEY_CLOCK: &[u8] = b"";
 /// Where the rows of expiries begin.
 pub const FIRST_EXPIRY: &[u8] = &[0];
 
-/// By what idempotency keys age, as every replica knows it. All of it only grows.
+/// By what idempotency keys age, as every replica knows it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KeyClock {
-    /// How long primaries have led this cluster, by their own clocks, in milliseconds.
+    /// How long primaries have led this cluster, by their own clocks, in milliseconds. Never falls.
     pub age_ms: u64,
-    /// Timed keys from before this time may be forgotten.
+    /// No timed key of this time or a later one was forgotten. Never falls.
     pub floor: WallTime,
     /// When the incarnation began; 0 for the first. Keys from before it may have been used in a history
-    /// that is lost.
+    /// that is lost. Never falls.
     pub begun: WallTime,
+    /// What time it is, as far as the calendars of primaries are believed. No safety rests on it.
+    pub calendar: WallTime,
 }
 
 impl KeyClock {
-    /// Whether a timed key of this time that has no row may have run, and so is refused.
+    /// A timed key of an earlier time that has no row may have run, and so is refused.
     #[must_use]
-    pub fn may_have_known(&self, time_ms: u64) -> bool {
-        WallTime(time_ms) < self.floor.max(self.begun)
+    pub fn known_from(&self) -> WallTime {
+        self.floor.max(self.begun)
     }
 
     /// The row's value.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let mut value = BytesMut::with_capacity(24);
+        let mut value = BytesMut::with_capacity(32);
         value.put_u64_le(self.age_ms);
         value.put_u64_le(self.floor.0);
         value.put_u64_le(self.begun.0);
+        value.put_u64_le(self.calendar.0);
         value.freeze()
     }
 
     /// Reads the row's value.
     pub fn decode(mut value: &[u8]) -> Result<Self, BadRow> {
-        if value.len() != 24 {
+        if value.len() != 32 {
             return Err(BadRow { table: "expiry", bytes: value.len() });
         }
         Ok(Self {
             age_ms: value.get_u64_le(),
             floor: WallTime(value.get_u64_le()),
             begun: WallTime(value.get_u64_le()),
+            calendar: WallTime(value.get_u64_le()),
         })
     }
 }

@@ -3,7 +3,9 @@
 
 mod one_node;
 
-use onlyonce_replica::{Effect, Event, Saved, SavedProposal, forced_view, is_forced_view};
+use onlyonce_replica::{
+    Effect, Event, Saved, SavedProposal, WallTime, forced_view, is_forced_view,
+};
 use onlyonce_storage::engine::memory::MemoryDisk;
 use onlyonce_storage::{Opened, Options, Table, open};
 use onlyonce_wire::authority::{Register, Revision, Versioned};
@@ -92,7 +94,13 @@ fn force(disk: &MemoryDisk) -> Register {
 
 fn restarted(disk: &MemoryDisk, register: Register) -> Node {
     let now = Versioned { revision: Revision(1), register: Some(register) };
-    let mut node = Node::on(opened(disk), 1, now);
+    restarted_at(disk, now, WALL)
+}
+
+/// With a calendar that says this.
+fn restarted_at(disk: &MemoryDisk, register: Versioned, wall: WallTime) -> Node {
+    let mut node = Node::on(opened(disk), 1, register);
+    node.wall = wall;
     node.tick(5);
     node
 }
@@ -174,6 +182,52 @@ fn a_timed_key_of_an_earlier_incarnation_never_runs_anew() {
         node.tick(5);
     }
     assert_eq!(executed(node.call(execute(LATER, timed(0)))), (Outcome::Integer(2), false));
+}
+
+/// A new incarnation begins by its first primary's calendar. One that is behind what the log knows is
+/// not believed: it would take keys of the lost history for new.
+#[test]
+fn an_incarnation_does_not_begin_before_its_history() {
+    let disk = MemoryDisk::new();
+    let lost = ExecuteId::Key(IdempotencyKey::fresh(WALL.0 - 1, [7; 10]));
+    let mut node = Node::on(opened(&disk), 1, empty());
+    node.tick(5);
+    executed(node.call(keyed(Incarnation(1), "order-1")));
+    drop(node);
+
+    let now = Versioned { revision: Revision(1), register: Some(force(&disk)) };
+    let mut node = restarted_at(&disk, now, WallTime(0));
+    node.wall = WALL;
+    node.tick(5);
+    assert_eq!(node.call(execute(LATER, lost)), Some(Answer::Refused(Refusal::Forgotten)));
+}
+
+/// One that is years ahead shuts out timed keys until then; the status says so, for how long, and
+/// nothing else is refused.
+#[test]
+fn an_incarnation_that_begins_in_the_future_is_seen() {
+    const YEAR_MS: u64 = 365 * 24 * 3_600 * 1_000;
+    let disk = MemoryDisk::new();
+    let timed = |number| ExecuteId::Key(IdempotencyKey::fresh(WALL.0, [number; 10]));
+    let mut node = Node::on(opened(&disk), 1, empty());
+    node.tick(5);
+    executed(node.call(execute(Incarnation(1), timed(1))));
+    assert_eq!(node.replica.status().timed_keys_refused_ms, 0);
+    drop(node);
+
+    let now = Versioned { revision: Revision(1), register: Some(force(&disk)) };
+    let mut node = restarted_at(&disk, now, WallTime(WALL.0 + 2 * YEAR_MS));
+    assert_eq!(node.replica.status().timed_keys_refused_ms, 0, "by its own calendar all is well");
+    node.wall = WALL;
+    node.tick(5);
+    assert_eq!(node.replica.status().timed_keys_refused_ms, 2 * YEAR_MS);
+    let fresh = node.call(execute(LATER, timed(2)));
+    assert_eq!(fresh, Some(Answer::Refused(Refusal::Forgotten)));
+    assert_eq!(executed(node.call(execute(LATER, timed(1)))), (Outcome::Integer(1), true));
+    assert_eq!(executed(node.call(keyed(LATER, "order-1"))), (Outcome::Integer(2), false));
+    let session = open_session(&mut node, LATER, 1);
+    let own = executed(node.call(in_session(LATER, session, 1)));
+    assert_eq!(own, (Outcome::Integer(3), false));
 }
 
 /// A crash after any write of the opening leaves no session behind either; what is of an earlier

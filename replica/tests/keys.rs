@@ -11,10 +11,27 @@ use onlyonce_wire::{IdempotencyKey, limits};
 use solo::{Solo, WALL, incr, keyed, outcome, refusal, with_key};
 
 const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3_600);
+
+/// So long after the first moment of these tests.
+fn after(time: Duration) -> WallTime {
+    WallTime(WALL.0 + time.as_millis() as u64)
+}
+
+/// So long before it.
+fn before(time: Duration) -> WallTime {
+    WallTime(WALL.0 - time.as_millis() as u64)
+}
+
+/// A timed key that was made at this time; keys of different `number`s differ.
+fn made_at(time: WallTime, number: u8) -> IdempotencyKey {
+    IdempotencyKey::fresh(time.0, [number; 10])
+}
 
 /// A timed key that was made `ago` before the first moment of these tests.
 fn timed(ago: Duration) -> IdempotencyKey {
-    IdempotencyKey::fresh(WALL.0 - ago.as_millis() as u64, [7; 10])
+    made_at(before(ago), 7)
 }
 
 fn count(key: &IdempotencyKey) -> Request {
@@ -98,7 +115,7 @@ fn a_timed_key_is_never_taken_for_new() {
     let retention = Timing::default().key_retention;
     let key = timed(Duration::ZERO);
     let first = node.call(count(&key));
-    assert_eq!(kept_for(&first), retention / 2, "the floor may rise twice as fast as time goes");
+    assert_eq!(kept_for(&first), retention);
     node.pass(23 * HOUR);
     assert_eq!(outcome(&node.call(count(&key))), (Outcome::Integer(1), true));
     node.pass(2 * HOUR);
@@ -112,21 +129,137 @@ fn a_timed_key_is_never_taken_for_new() {
     assert_eq!(refusal(node.call(count(&never_sent))), Refusal::Forgotten, "nobody can know");
 }
 
-/// A calendar that is days ahead forgets nothing at once: the floor rises at most twice as fast as
-/// time goes. One that is behind never lowers it.
+/// A timed key is kept for the retention by the primaries' own clocks, whatever calendars say, and is
+/// forgotten then; the floor rises no further than above it, and never falls.
 #[test]
-fn a_wrong_calendar_moves_the_floor_slowly_and_never_back() {
+fn no_calendar_makes_a_timed_key_forgotten_sooner() {
     let mut node = Solo::new();
     let key = timed(HOUR);
     node.call(count(&key));
-    node.wall = WallTime(WALL.0 + 1_000 * HOUR.as_millis() as u64);
-    node.pass(HOUR);
-    assert_eq!(outcome(&node.call(count(&key))), (Outcome::Integer(1), true));
-    node.pass(11 * HOUR);
-    assert_eq!(refusal(node.call(count(&key))), Refusal::Forgotten, "24 h for 12");
-    node.wall = WallTime(WALL.0 - 1_000 * HOUR.as_millis() as u64);
-    node.pass(HOUR);
+    node.wall = after(10 * YEAR);
+    node.pass(23 * HOUR);
+    let again = node.call(count(&key));
+    assert_eq!((outcome(&again), kept_for(&again)), ((Outcome::Integer(1), true), HOUR));
+    node.pass(2 * HOUR);
     assert_eq!(refusal(node.call(count(&key))), Refusal::Forgotten);
+    for wall in [WALL, before(10 * YEAR), after(DAY)] {
+        node.wall = wall;
+        node.pass(HOUR);
+        assert_eq!(refusal(node.call(count(&key))), Refusal::Forgotten);
+    }
+    let later = made_at(WallTime(before(HOUR).0 + 1), 7);
+    assert_eq!(outcome(&node.call(count(&later))).0, Outcome::Integer(2), "it never ran");
+}
+
+/// A primary whose calendar is years ahead, the first of a cluster or a later one, for a day or for
+/// weeks, shuts out no client whose calendar is right; nor are keys remembered without end.
+#[test]
+fn a_calendar_ahead_shuts_nobody_out() {
+    for right_for in [Duration::ZERO, 3 * DAY] {
+        let mut node = Solo::new_at(if right_for.is_zero() { after(30 * YEAR) } else { WALL });
+        node.pass(right_for);
+        let mut time = after(right_for);
+        node.wall = after(30 * YEAR);
+        for number in 0..20 {
+            let key = made_at(time, number);
+            let n = i64::from(number) + 1;
+            assert_eq!(outcome(&node.call(count(&key))), (Outcome::Integer(n), false));
+            assert_eq!(kept_for(&node.call(count(&key))), DAY);
+            node.pass(DAY + HOUR);
+            time = WallTime(time.0 + (DAY + HOUR).as_millis() as u64);
+            assert_eq!(refusal(node.call(count(&key))), Refusal::Forgotten);
+        }
+        assert_eq!(remembered(&node), 0);
+        node.wall = time;
+        let mut node = node.reopen();
+        assert_eq!(outcome(&node.call(count(&made_at(time, 99)))).0, Outcome::Integer(21));
+    }
+}
+
+/// The same with one client whose calendar is as wrong as the primary's, for a retention and more: its
+/// key is of the future, once the calendar is set. It is kept, and does not take the floor with it.
+#[test]
+fn a_key_of_the_future_is_kept() {
+    let ahead = after(30 * YEAR);
+    for (first, wrong_for) in [(ahead, 23 * HOUR), (WALL, 20 * DAY)] {
+        let mut node = Solo::new_at(first);
+        // Once keys can be due, the logged calendar believes no leap.
+        node.pass(if first == WALL { 2 * DAY } else { Duration::ZERO });
+        node.wall = ahead;
+        node.tick();
+        node.flush();
+        let wrong = made_at(ahead, 1);
+        assert_eq!(outcome(&node.call(count(&wrong))), (Outcome::Integer(1), false));
+        node.pass(wrong_for);
+        node.wall = after(30 * DAY);
+        node.pass(3 * DAY);
+        assert_eq!(outcome(&node.call(count(&wrong))), (Outcome::Integer(1), true));
+        let honest = made_at(node.wall, 2);
+        assert_eq!(outcome(&node.call(count(&honest))), (Outcome::Integer(2), false));
+        node.pass(2 * DAY);
+        assert_eq!(refusal(node.call(count(&honest))), Refusal::Forgotten);
+        assert_eq!(remembered(&node), 1, "the one of the future");
+    }
+}
+
+/// Also when the logged calendar has gone along for weeks: what the primary's own says counts as soon
+/// as it is set.
+#[test]
+fn a_calendar_that_was_set_counts_at_once() {
+    let mut node = Solo::new();
+    node.pass(2 * DAY);
+    node.wall = after(30 * YEAR);
+    node.pass(20 * DAY);
+    let wrong = made_at(after(10 * YEAR), 1);
+    assert_eq!(outcome(&node.call(count(&wrong))), (Outcome::Integer(1), false));
+    node.wall = after(22 * DAY);
+    node.pass(3 * DAY);
+    assert_eq!(outcome(&node.call(count(&wrong))), (Outcome::Integer(1), true));
+    let honest = made_at(node.wall, 2);
+    assert_eq!(outcome(&node.call(count(&honest))), (Outcome::Integer(2), false));
+}
+
+/// With a calendar years behind, the first of a cluster or a later one, timed keys are refused as
+/// being of the future; when it is set they run, and are forgotten like any others.
+#[test]
+fn a_calendar_behind_leaves_nothing_behind() {
+    for right_for in [Duration::ZERO, 3 * DAY] {
+        let mut node = Solo::new_at(if right_for.is_zero() { WallTime(0) } else { WALL });
+        node.pass(right_for);
+        let known = made_at(after(right_for), 1);
+        if !right_for.is_zero() {
+            node.call(count(&known));
+        }
+        node.wall = WallTime(0);
+        node.pass(HOUR);
+        let key = made_at(after(right_for + HOUR), 2);
+        assert!(matches!(refusal(node.call(count(&key))), Refusal::Invalid(_)));
+        node.wall = after(right_for + HOUR);
+        node.pass(HOUR);
+        let first = node.call(count(&key));
+        assert_eq!((outcome(&first).1, kept_for(&first)), (false, DAY));
+        node.pass(2 * DAY);
+        assert_eq!(remembered(&node), 0);
+        assert_eq!(refusal(node.call(count(&key))), Refusal::Forgotten);
+    }
+}
+
+/// A cluster that was off for months forgets as before when it is back: its logged calendar catches up
+/// within hours.
+#[test]
+fn a_cluster_that_was_off_forgets_again() {
+    let mut node = Solo::new();
+    node.pass(2 * DAY);
+    node.wall = after(90 * DAY);
+    let mut node = node.reopen();
+    node.tick();
+    node.flush();
+    for number in 0..3 {
+        node.call(count(&made_at(node.wall, number)));
+        node.pass(6 * HOUR);
+    }
+    node.pass(2 * DAY);
+    assert_eq!(remembered(&node), 0);
 }
 
 /// A timed key from the future would be kept for as long: it is refused, and what is wrong named.

@@ -24,7 +24,7 @@ pub struct Fate {
     pub at: u64,
     /// What it came to.
     pub became: Became,
-    /// The age at which a named key is forgotten.
+    /// The age until which a key is remembered at least.
     forgotten_at: u64,
     /// Until when somebody was told that the key would be remembered.
     kept_until: u64,
@@ -66,8 +66,8 @@ pub struct Requests {
     fates: HashMap<(Table, Bytes), Vec<Fate>>,
     /// The rows of keys that are remembered.
     remembered: HashSet<Bytes>,
-    /// When named keys are to be forgotten, by their rows.
-    expiries: BTreeSet<(u64, Bytes)>,
+    /// When keys are due to be forgotten, by their rows: each once, but within an entry.
+    expiries: HashMap<Bytes, BTreeSet<u64>>,
     /// The age and the floor, once logged.
     clock: Option<(u64, u64)>,
 }
@@ -87,7 +87,7 @@ pub fn row_of(id: &RequestId) -> (Table, Bytes) {
 /// began at no time.
 pub fn clock_of(row: &[u8]) -> Result<(u64, u64), String> {
     match row.chunks(8).map(number).collect::<Result<Vec<_>, _>>()?[..] {
-        [age, floor, 0] => Ok((age, floor)),
+        [age, floor, 0, _calendar] => Ok((age, floor)),
         _ => Err(format!("I6: {row:?} is no row of the key clock")),
     }
 }
@@ -165,24 +165,25 @@ impl Requests {
         Ok(())
     }
 
-    /// P5: a timed key is news only above the floor; a named one is kept for the retention.
+    /// P5: a key is kept for the retention, and a timed one is news only above the floor.
     fn is_kept_long_enough(&self, key: &Bytes, forgotten_at: u64) -> Finding {
         let (age, floor) = self.clock.ok_or("I6: no clock was logged before")?;
-        match time_of(key) {
-            Some(time) if time < floor => {
-                Err(format!("P5: its time {time} is below the floor {floor}"))
-            }
-            None if forgotten_at < age + self.times.retention_ms => {
-                Err(format!("P5: it is to be forgotten at {forgotten_at}, the age is {age}"))
-            }
-            Some(_) | None => Ok(()),
+        if let Some(time) = time_of(key).filter(|time| *time < floor) {
+            return Err(format!("P5: its time {time} is below the floor {floor}"));
         }
+        if forgotten_at < age + self.times.retention_ms {
+            return Err(format!("P5: it is to be forgotten at {forgotten_at}, the age is {age}"));
+        }
+        Ok(())
     }
 
     /// What an entry does to keys and their expiries, its duplicate row left aside.
     pub fn take_entry(&mut self, index: Index, entry: &Entry) -> Finding {
         let mut touched: BTreeSet<&[u8]> = BTreeSet::new();
         let mut count = None;
+        let is_clock = |it: &&Effect| it.table == Table::Expiry && it.key.is_empty();
+        let clock = entry.effects.iter().find(is_clock).and_then(|it| it.value.as_ref());
+        clock.map_or(Ok(()), |clock| self.tell_time(index, clock, entry))?;
         for Effect { table, key, value } in &entry.effects {
             match (table, value) {
                 (Table::Keys, Some(value)) if key.is_empty() => count = Some(number(value)?),
@@ -193,14 +194,14 @@ impl Requests {
                     touched.insert(key);
                     self.forget(index, key)?;
                 }
-                (Table::Expiry, Some(clock)) if key.is_empty() => self.tell_time(index, clock)?,
+                (Table::Expiry, _) if key.is_empty() => {}
                 (Table::Expiry, value) => {
                     let (age, row) = key.split_at_checked(8).ok_or("an expiry is short")?;
                     let age = u64::from_be_bytes(age.try_into().expect("8 bytes"));
-                    let expiry = (age, Bytes::copy_from_slice(row));
+                    let expiries = self.expiries.entry(Bytes::copy_from_slice(row)).or_default();
                     let fits = match value {
-                        Some(_) => self.expiries.insert(expiry),
-                        None => self.expiries.remove(&expiry),
+                        Some(_) => expiries.insert(age),
+                        None => expiries.remove(&age),
                     };
                     if !fits {
                         return Err(format!("I6: the expiry {} at {index}", key.escape_ascii()));
@@ -218,19 +219,26 @@ impl Requests {
         Err(format!("I6: {index} counts {count:?} keys, but there are {keys}"))
     }
 
-    /// I6: a named key that is remembered has an expiry, and no other key has.
+    /// I6: a key that is remembered has one expiry, and no other key has any. A timed one may have been
+    /// put off.
     fn has_its_expiry(&self, index: Index, row: &[u8]) -> Finding {
         let row = Bytes::copy_from_slice(row);
         let fate = self.fates.get(&(Table::Keys, row.clone())).and_then(|fates| fates.last());
         let Some(fate) = fate else {
             return Err(format!("I6: {index} touches the unknown key {}", row.escape_ascii()));
         };
-        let due = fate.forgotten.is_none() && time_of(&row).is_none();
-        let name = row.escape_ascii().to_string();
-        if self.expiries.contains(&(fate.forgotten_at, row)) == due {
+        let expiries: Vec<u64> = self.expiries.get(&row).into_iter().flatten().copied().collect();
+        let fits = match (fate.forgotten, &expiries[..]) {
+            (Some(_), []) => true,
+            (None, [due]) if time_of(&row).is_some() => *due >= fate.forgotten_at,
+            (None, [due]) => *due == fate.forgotten_at,
+            _ => false,
+        };
+        let name = row.escape_ascii();
+        if fits {
             return Ok(());
         }
-        Err(format!("I6: after {index} the expiry of {name} does not fit {fate:?}"))
+        Err(format!("I6: after {index} the expiries {expiries:?} of {name} do not fit {fate:?}"))
     }
 
     /// A key is forgotten: only one that is due by the logged clock, and none that somebody was told
@@ -243,11 +251,7 @@ impl Requests {
         }
         let fates = self.fates.get_mut(&(Table::Keys, row.clone()));
         let fate = fates.and_then(|fates| fates.last_mut()).expect("it is remembered");
-        let is_due = match time_of(row) {
-            Some(time) => time < floor,
-            None => fate.forgotten_at <= age,
-        };
-        if !is_due {
+        if fate.forgotten_at > age || time_of(row).is_some_and(|time| time >= floor) {
             return Err(format!(
                 "P5: {index} forgets {name} before its time: age {age}, floor {floor}, {fate:?}"
             ));
@@ -266,22 +270,21 @@ impl Requests {
         Ok(())
     }
 
-    /// The clock is logged: neither the age nor the floor ever sinks, the age is no faster than time,
-    /// and the floor neither twice as fast as the age nor nearer to all calendars than the retention.
-    fn tell_time(&mut self, index: Index, row: &Bytes) -> Finding {
+    /// The clock is logged: the age never sinks, and is no faster than time; the floor rises just above
+    /// the timed keys that the same entry forgets, none of which is of the future.
+    fn tell_time(&mut self, index: Index, row: &Bytes, entry: &Entry) -> Finding {
         let (age, floor) = clock_of(row)?;
-        let Times { now, latest_wall_ms, retention_ms } = self.times;
+        let Times { now, latest_wall_ms: latest, .. } = self.times;
         let fastest = now / MILLISECOND * u64::from(1_000 + DRIFT_PER_MILLE) / 1_000;
-        let latest = latest_wall_ms.saturating_sub(retention_ms);
-        let fits = match self.clock {
-            None => age == 0,
-            Some((old_age, old_floor)) => {
-                age >= old_age && floor >= old_floor && floor - old_floor <= 2 * (age - old_age)
-            }
-        };
+        let is_forgotten = |it: &&Effect| it.table == Table::Keys && it.value.is_none();
+        let forgotten = entry.effects.iter().filter(is_forgotten);
+        let above = forgotten.filter_map(|it| time_of(&it.key)).max().map_or(0, |time| time + 1);
+        let (old_age, old_floor) = self.clock.unwrap_or_default();
+        let is_first = self.clock.is_none();
+        let fits = age >= old_age && floor == old_floor.max(above) && (age == 0 || !is_first);
         if !fits || age > fastest || floor > latest {
             return Err(format!(
-                "P5: {index} logs age {age} and floor {floor} after {:?}; at most {fastest} and {latest}",
+                "P5: {index} logs age {age} and floor {floor} after {:?}; at most {fastest} and {latest}, and forgotten is all below {above}",
                 self.clock
             ));
         }

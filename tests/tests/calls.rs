@@ -13,6 +13,7 @@ use onlyonce_client::{
 use onlyonce_tests::client::{client, runtime};
 use onlyonce_tests::cluster::{BOUND, Environment};
 use onlyonce_tests::process::{Ran, run};
+use onlyonce_tests::wait::wait_for;
 use onlyonce_tests::{Cluster, Lone, binaries, raw};
 use serde_json::{Value, json};
 
@@ -89,13 +90,30 @@ fn bad_keys_are_refused() {
     assert_prints(&nodes, &["get", "k"], 0, "v");
     assert_prints(&nodes, &["--key", "order-1", "put", "k", "v"], 0, "");
 
-    // Timed keys: made in 1970, and in a year that is far off.
-    let old = "00000000-0001-7000-8000-000000000000";
-    assert_says(&nodes, &["--key", old, "put", "k", "w"], 1, &["refused (forgotten)"]);
-    assert_says(&nodes, &["outcome", "--key", old], 3, &["not known any more"]);
+    // A timed key of a year that is far off.
     let ahead = "ffffffff-ffff-7000-8000-000000000000";
     assert_says(&nodes, &["--key", ahead, "put", "k", "w"], 1, &["refused (invalid)"]);
     assert_prints(&nodes, &["get", "k"], 0, "v");
+}
+
+/// A timed key is answered for as long as it is remembered. Then it is refused, as are all that were
+/// made before it, and nothing of them runs; one that was made later does.
+#[test]
+fn a_timed_key_is_forgotten() {
+    let lone = Lone::start(&[("ONCED_KEY_RETENTION_MS", "500")]);
+    let nodes = lone.addresses();
+    let [older, old, newer] =
+        [0, 1, 2].map(|time| format!("00000000-000{time}-7000-8000-000000000000"));
+    let write = ["--key", &old, "incr", "n"];
+    assert_prints(&nodes, &write, 0, "1\n");
+    wait_for("the key to be forgotten", BOUND, || {
+        let asked = once(&nodes, &["outcome", "--key", &old]);
+        if asked.stdout == "forgotten\n" { Ok(()) } else { Err(format!("{asked:?}")) }
+    });
+    assert_says(&nodes, &write, 1, &["refused (forgotten)"]);
+    assert_says(&nodes, &["--key", &older, "incr", "n"], 1, &["refused (forgotten)"]);
+    assert_says(&nodes, &["outcome", "--key", &old], 3, &["not known any more"]);
+    assert_prints(&nodes, &["--key", &newer, "incr", "n"], 0, "2\n");
 }
 
 /// A handle that was not copied whole is refused, and says so.

@@ -86,6 +86,9 @@ pub struct NodeStatus {
     pub sessions: u64,
     /// Remembered idempotency keys (counted by the primary).
     pub idempotency_keys: u64,
+    /// For how long to come, by the primary's calendar, a timed key that is made now is refused as
+    /// forgotten, in milliseconds. Not 0: that calendar is wrong, or an earlier one was.
+    pub timed_keys_refused_ms: u64,
     /// The bytes of the records that it made as a primary, since the process started.
     pub logged_bytes: u64,
 }

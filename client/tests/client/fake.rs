@@ -241,6 +241,7 @@ fn status() -> NodeStatus {
         applied: 1,
         sessions: 0,
         idempotency_keys: 0,
+        timed_keys_refused_ms: 0,
         logged_bytes: 0,
     }
 }

@@ -232,6 +232,7 @@ mod tests {
             applied: 0,
             sessions: 0,
             idempotency_keys: 0,
+            timed_keys_refused_ms: 0,
             logged_bytes: 0,
         }
     }

@@ -18,7 +18,7 @@ use onlyonce_wire::authority::{Member, Register, Revision, Versioned};
 use onlyonce_wire::client::{Answer, Execute, ExecuteId, Operation, Request, Write};
 use onlyonce_wire::{CallId, ClusterId, IdempotencyKey, Incarnation, ProposalId, StoreId, codec};
 
-/// What every calendar says.
+/// What every calendar says at first.
 pub const WALL: WallTime = WallTime(1_700_000_000_000);
 
 pub fn member(number: u128) -> Member {
@@ -48,6 +48,7 @@ pub struct Node {
     pub log: LogWriter,
     pub checkpointer: Checkpointer,
     pub now: Moment,
+    pub wall: WallTime,
     pub sent: Vec<PeerMessage>,
     /// That of the newest append.
     pub feed: FeedId,
@@ -116,6 +117,7 @@ impl Node {
             log: opened.log,
             checkpointer: opened.checkpointer,
             now,
+            wall: WALL,
             sent: Vec::new(),
             feed: FeedId::default(),
             feeds: BTreeMap::new(),
@@ -299,7 +301,7 @@ impl Node {
 
     pub fn tick(&mut self, milliseconds: u64) {
         self.now = self.now.after(Duration::from_millis(milliseconds));
-        self.give(Event::Tick(WALL));
+        self.give(Event::Tick(self.wall));
     }
 
     pub fn hear(&mut self, message: PeerMessage) {

@@ -40,11 +40,16 @@ impl Solo {
         Self::open(MemoryDisk::new())
     }
 
-    pub fn open(disk: MemoryDisk) -> Self {
-        Self::open_as(disk, Duplicates::Durable)
+    /// A new one, whose calendar says this at first.
+    pub fn new_at(wall: WallTime) -> Self {
+        Self::open_at(MemoryDisk::new(), Duplicates::Durable, wall)
     }
 
-    fn open_as(disk: MemoryDisk, duplicates: Duplicates) -> Self {
+    pub fn open(disk: MemoryDisk) -> Self {
+        Self::open_at(disk, Duplicates::Durable, WALL)
+    }
+
+    fn open_at(disk: MemoryDisk, duplicates: Duplicates, wall: WallTime) -> Self {
         let opened = open(disk.disk(), &Options::new(7)).expect("opens");
         let (store, name, none) = (StoreId(7), "n1".to_owned(), String::new());
         let me = Member { store, name, client_address: none.clone(), peer_address: none };
@@ -61,7 +66,7 @@ impl Solo {
             flushes: VecDeque::new(),
             replies: Vec::new(),
             now,
-            wall: WALL,
+            wall,
             call: 0,
         };
         solo.sort(effects);
@@ -82,9 +87,7 @@ impl Solo {
         let (disk, wall) = (self.disk.clone(), self.wall);
         drop(self);
         disk.crash(1);
-        let mut node = Self::open_as(disk, duplicates);
-        node.wall = wall;
-        node
+        Self::open_at(disk, duplicates, wall)
     }
 
     /// Time passes, with a tick each minute; the calendar goes on as well.
