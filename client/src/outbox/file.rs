@@ -11,14 +11,17 @@
 //! which takes the old one's place.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use bytes::Bytes;
 use onlyonce_wire::limits::OPERATION_BYTES_MAX;
 use onlyonce_wire::{ClusterId, IdempotencyKey, Incarnation, codec};
 use serde::{Deserialize, Serialize};
+
+use super::place::Place;
 
 const HEADER: &[u8] = b"onlyonce outbox 1\n";
 const MAGIC: &[u8; 4] = b"FRME";
@@ -79,6 +82,15 @@ pub enum OutboxError {
     /// Another process, or another client of this one, has it open.
     #[error("is in use by another client: close that one first, or choose another file")]
     InUse,
+    /// The file has several names, and would become several files when it is replaced.
+    #[error("has {names} names (hard links): remove all but one, or choose another file")]
+    Linked {
+        /// How many.
+        names: u64,
+    },
+    /// The file is not where it was any more: the next client would not find what is in it.
+    #[error("was moved, replaced or removed while it was in use: put it back, and open it again")]
+    Moved,
     /// The file is something else.
     #[error("is not an outbox of this release: choose another file")]
     NotAnOutbox,
@@ -138,50 +150,43 @@ impl Contents {
 
 /// An open outbox. Nobody else has it open.
 pub(super) struct OutboxFile {
-    path: PathBuf,
+    place: Place,
     file: File,
     bytes: u64,
     pub(super) contents: Contents,
-    /// Held as long as the file is open.
-    _lock: File,
 }
 
 impl OutboxFile {
     /// Opens the outbox at `path`, or makes one.
     pub(super) fn open(path: &Path) -> Result<Self, OutboxError> {
-        // One file has one lock, and one place to be replaced at, whatever links lead to it.
-        let path = &match std::fs::canonicalize(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
-            found => found?,
-        };
-        let lock = lock(path)?;
+        let place = Place::take(path)?;
         let mut found = Vec::new();
-        match File::open(path) {
-            Ok(mut file) => {
-                file.read_to_end(&mut found)?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error.into()),
+        let mut file = place.open()?;
+        if let Some(file) = &mut file {
+            file.read_to_end(&mut found)?;
         }
         let mut contents = Contents::default();
-        if found.is_empty() {
-            replace(path, HEADER)?;
-            found = HEADER.to_vec();
-        }
+        let file = match file {
+            Some(file) if !found.is_empty() => file,
+            Some(_) | None => {
+                found = HEADER.to_vec();
+                place.replace(HEADER)?
+            }
+        };
         let end = read(&found, &mut contents)?;
-        let file = OpenOptions::new().append(true).open(path)?;
         if end < found.len() {
             file.set_len(end as u64)?;
             file.sync_all()?;
         }
-        Ok(Self { path: path.to_owned(), file, bytes: end as u64, contents, _lock: lock })
+        Ok(Self { place, file, bytes: end as u64, contents })
     }
 
-    /// Adds records, durably.
+    /// Adds records, durably, and where the next client looks for them.
     pub(super) fn write(&mut self, records: Vec<Record>) -> Result<(), OutboxError> {
         let frame = frame(&records);
         self.file.write_all(&frame)?;
         self.file.sync_data()?;
+        self.place.check(&self.file)?;
         self.bytes += frame.len() as u64;
         for record in records {
             self.contents.take(record);
@@ -194,6 +199,10 @@ impl OutboxFile {
         if self.bytes < COMPACTED_BYTES_MIN || self.bytes < COMPACTED_RATIO * left as u64 {
             return Ok(());
         }
+        if self.file.metadata()?.nlink() > 1 {
+            // The other name would keep the old file, which nobody stops anybody from using then.
+            return Ok(());
+        }
         let mut content = HEADER.to_vec();
         let cluster = self.contents.cluster.map(Record::Cluster);
         let open = self.contents.open.iter();
@@ -201,35 +210,10 @@ impl OutboxFile {
         for record in cluster.into_iter().chain(sent) {
             content.extend(frame(&[record]));
         }
-        replace(&self.path, &content)?;
-        self.file = OpenOptions::new().append(true).open(&self.path)?;
+        self.file = self.place.replace(&content)?;
         self.bytes = content.len() as u64;
         Ok(())
     }
-}
-
-/// Takes the lock of the outbox at `path`: a file beside it, as the outbox itself may be replaced.
-fn lock(path: &Path) -> Result<File, OutboxError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(name)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OutboxError::InUse),
-        Err(TryLockError::Error(error)) => Err(error.into()),
-    }
-}
-
-/// Puts a file with this content in the place of the one at `path`, or leaves that as it was.
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let mut new = File::create(&name)?;
-    new.write_all(content)?;
-    new.sync_all()?;
-    std::fs::rename(&name, path)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 fn frame(records: &[Record]) -> Vec<u8> {
@@ -321,6 +305,96 @@ mod tests {
         drop(by_link);
         contents.open.remove(&1);
         assert_eq!(OutboxFile::open(&path).expect("opens").contents, contents);
+    }
+
+    /// A file with two names is nobody's: when it is replaced, the other name would keep the old one.
+    #[test]
+    fn a_second_name_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, second) = (folder.path().join("outbox"), folder.path().join("second"));
+        let contents = filled(&path);
+        std::fs::hard_link(&path, &second).expect("linked");
+        for name in [&path, &second] {
+            assert_eq!(OutboxFile::open(name).err(), Some(OutboxError::Linked { names: 2 }));
+        }
+        std::fs::remove_file(&second).expect("removed");
+        let mut open = OutboxFile::open(&path).expect("opens");
+        assert_eq!(open.contents, contents);
+        // It comes while the file is in use: the file stays one, and a second client is stopped.
+        std::fs::hard_link(&path, &second).expect("linked");
+        let long = "x".repeat(2 * COMPACTED_BYTES_MIN as usize);
+        open.write(vec![Record::Sent(3, sent(&long)), Record::Done(3)]).expect("writes");
+        assert_eq!(OutboxFile::open(&second).err(), Some(OutboxError::InUse));
+        let read = |name| std::fs::read(name).expect("reads");
+        assert!(read(&path) == read(&second), "there are two files now");
+        std::fs::remove_file(&second).expect("removed");
+        open.write(vec![Record::Done(1)]).expect("writes");
+        assert!(std::fs::metadata(&path).expect("is there").len() < COMPACTED_BYTES_MIN);
+    }
+
+    /// The file beside it that has the lock is nobody's but the outbox's own; still, without it a
+    /// second client is stopped as well.
+    #[test]
+    fn a_lock_that_was_tidied_away_still_holds() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("outbox");
+        filled(&path);
+        for compacted in [false, true] {
+            let mut open = OutboxFile::open(&path).expect("opens");
+            if compacted {
+                let long = "x".repeat(2 * COMPACTED_BYTES_MIN as usize);
+                open.write(vec![Record::Sent(3, sent(&long)), Record::Done(3)]).expect("writes");
+            }
+            std::fs::remove_file(folder.path().join("outbox.lock")).expect("it was there");
+            assert_eq!(OutboxFile::open(&path).err(), Some(OutboxError::InUse));
+        }
+    }
+
+    /// What is written to a file that the next client does not find counts as not written.
+    #[test]
+    fn a_file_that_was_moved_takes_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, elsewhere) = (folder.path().join("outbox"), folder.path().join("elsewhere"));
+        let write = |file: &mut OutboxFile| file.write(vec![Record::Sent(3, sent("four"))]);
+        filled(&path);
+        let mut moved = OutboxFile::open(&path).expect("opens");
+        std::fs::rename(&path, &elsewhere).expect("moved");
+        assert_eq!(write(&mut moved), Err(OutboxError::Moved));
+        std::fs::copy(&elsewhere, &path).expect("copied");
+        assert_eq!(write(&mut moved), Err(OutboxError::Moved));
+        assert_eq!(OutboxFile::open(&elsewhere).err(), Some(OutboxError::InUse));
+        drop(moved);
+        assert!(OutboxFile::open(&path).is_ok_and(|mut file| write(&mut file).is_ok()));
+    }
+
+    /// A file is replaced where it is, wherever the links lead by then that led there at first. A link
+    /// that leads nowhere is no outbox.
+    #[test]
+    fn a_new_outbox_stays_where_it_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [here, there, link] = ["here", "there", "link"].map(|name| folder.path().join(name));
+        for made in [&here, &there] {
+            std::fs::create_dir(made).expect("made");
+        }
+        let lead_to = |target: &Path| {
+            let _ = std::fs::remove_file(&link);
+            std::os::unix::fs::symlink(target, &link).expect("linked");
+        };
+        lead_to(&here);
+        let mut file = OutboxFile::open(&link.join("outbox")).expect("opens");
+        lead_to(&there);
+        let long = "x".repeat(2 * COMPACTED_BYTES_MIN as usize);
+        let records = vec![Record::Sent(0, sent("stays")), Record::Sent(1, sent(&long))];
+        file.write(records).expect("writes");
+        file.write(vec![Record::Done(1)]).expect("writes");
+        drop(file);
+        let names = std::fs::read_dir(&there).expect("reads").count();
+        assert_eq!(names, 0, "it was replaced elsewhere");
+        let open = OutboxFile::open(&here.join("outbox")).expect("opens").contents.open;
+        assert_eq!(open.into_iter().collect::<Vec<_>>(), [(0, sent("stays"))]);
+        let nowhere = folder.path().join("nowhere");
+        std::os::unix::fs::symlink(folder.path().join("gone"), &nowhere).expect("linked");
+        assert!(matches!(OutboxFile::open(&nowhere).err(), Some(OutboxError::Io(_))));
     }
 
     /// Wherever a crash cuts the last frame, the ones before are whole, and the file goes on.

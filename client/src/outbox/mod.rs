@@ -14,6 +14,7 @@
 //! [`Client::recover`]: crate::Client::recover
 
 mod file;
+mod place;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

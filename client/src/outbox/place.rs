@@ -1,0 +1,93 @@
+//! Where an outbox is, and that nobody else is there.
+//!
+//! The file may be replaced by a new one, so two locks are held: one on a file beside it, which stays
+//! (whoever makes or replaces the outbox holds it), and one on the outbox itself, so that whoever
+//! comes by another name, or after the first lock was tidied away, is stopped as well.
+
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use super::file::OutboxError;
+
+/// The place of one outbox, which is this client's alone.
+pub(super) struct Place {
+    /// Without links, whatever links led here, and whatever becomes of them.
+    path: PathBuf,
+    /// Held as long as this lives.
+    _lock: File,
+}
+
+impl Place {
+    /// Takes the place that `path` leads to. There need not be a file yet.
+    pub(super) fn take(path: &Path) -> Result<Self, OutboxError> {
+        let path = resolve(path)?;
+        let mut options = OpenOptions::new();
+        let lock = options.create(true).truncate(false).write(true).open(beside(&path, ".lock"))?;
+        take_lock(&lock)?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    /// Opens the file at this place, if there is one.
+    pub(super) fn open(&self) -> Result<Option<File>, OutboxError> {
+        let file = match OpenOptions::new().read(true).append(true).open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        take_lock(&file)?;
+        match file.metadata()?.nlink() {
+            0 | 1 => Ok(Some(file)),
+            names => Err(OutboxError::Linked { names }),
+        }
+    }
+
+    /// Checks that `file` is still what a client finds here.
+    pub(super) fn check(&self, file: &File) -> Result<(), OutboxError> {
+        let identity = |file: &Metadata| (file.dev(), file.ino());
+        match std::fs::metadata(&self.path) {
+            Ok(found) if identity(&found) == identity(&file.metadata()?) => Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            Ok(_) | Err(_) => Err(OutboxError::Moved),
+        }
+    }
+
+    /// Puts a file with this content here and opens it, or leaves everything as it was.
+    pub(super) fn replace(&self, content: &[u8]) -> Result<File, OutboxError> {
+        let name = beside(&self.path, ".new");
+        drop(File::create(&name)?);
+        let mut new = OpenOptions::new().read(true).append(true).open(&name)?;
+        take_lock(&new)?;
+        new.write_all(content)?;
+        new.sync_all()?;
+        std::fs::rename(&name, &self.path)?;
+        let folder = self.path.parent().expect("a file is in a folder");
+        File::open(folder)?.sync_all()?;
+        Ok(new)
+    }
+}
+
+/// The path without links. Its last part need not be there.
+fn resolve(path: &Path) -> Result<PathBuf, OutboxError> {
+    match path.canonicalize() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => {}
+        found => return Ok(found?),
+    }
+    let name = path.file_name().ok_or(OutboxError::NotAnOutbox)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    Ok(folder.unwrap_or(Path::new(".")).canonicalize()?.join(name))
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+fn take_lock(file: &File) -> Result<(), OutboxError> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(OutboxError::InUse),
+        Err(TryLockError::Error(error)) => Err(error.into()),
+    }
+}
