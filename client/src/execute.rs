@@ -94,6 +94,7 @@ impl Inner {
             if progress.identity.is_none() {
                 self.identify(operation, progress).await?;
             }
+            self.await_disk(progress).await?;
             let request = encode(operation, progress);
             match self.cluster.call(&request, progress).await? {
                 Answer::Executed { reply, replayed, kept_for_ms } => {
@@ -125,11 +126,11 @@ impl Inner {
             let key = progress.key.clone().unwrap_or_else(fresh_key);
             if let Some(outbox) = &self.outbox {
                 let sent = Sent { incarnation, key: key.clone(), operation: operation.clone() };
-                let (entry, durable) = outbox.keep(sent, self.cluster.id());
+                let kept = outbox.keep(sent, self.cluster.id());
+                let entry = kept.map_err(|error| Stop::Unusable(outbox.error(&error)))?;
                 if let Some(void) = progress.entry.replace(entry) {
                     void.done();
                 }
-                durable.wait().await.map_err(|error| Stop::Unusable(outbox.error(&error)))?;
             }
             (incarnation, ExecuteId::Key(key))
         } else if !has_ids {
@@ -142,6 +143,13 @@ impl Inner {
         };
         progress.identity = Some((incarnation, id));
         Ok(())
+    }
+
+    /// With an outbox, no copy of a request leaves before it is durable there.
+    async fn await_disk(&self, progress: &mut Progress) -> Result<(), Stop> {
+        let Some(entry) = &mut progress.entry else { return Ok(()) };
+        let outbox = entry.outbox();
+        entry.durable().await.map_err(|error| Stop::Unusable(outbox.error(&error)))
     }
 
     /// Returns when the request may go on: under its id, or under a new one if it has none now.
@@ -188,7 +196,7 @@ impl Inner {
         }
         let Some(entry) = progress.entry.take() else { return Ok(()) };
         let Sent { incarnation, key, .. } = entry.sent.clone();
-        let (outbox, durable) = (entry.outbox(), entry.withdraw());
+        let (outbox, mut durable) = (entry.outbox(), entry.withdraw());
         durable.wait().await.map_err(|error| {
             let reason = UnresolvedReason::Unusable(outbox.error(&error));
             let handle = Handle::new(

@@ -5,11 +5,13 @@
 //! when it is started again, and sends the same bytes under the same key ([`Client::recover`]): if
 //! it ran, that tells its reply; if not, it runs now.
 //!
-//! - A request is in the file before it is sent: what is not there never ran.
+//! - A request is in the file before it is sent: what is not there never ran. One whose call is dropped
+//!   before that is given up like any other; whoever takes it up waits until it is there.
 //! - It leaves the file when its end is known. Of one that ran that need not be durable: asked again,
 //!   it is answered from the duplicate table. That one never ran, and may be sent as a new one, is
 //!   told only when the file durably has it no more: else it would run after all when it is found.
-//! - One thread writes: what gathers while it waits for the disk goes into the next frame.
+//! - One thread writes: what gathers while it waits for the disk goes into the next frame. After its
+//!   first failure nothing is kept any more, and so nothing is sent.
 //!
 //! [`Client::recover`]: crate::Client::recover
 
@@ -19,7 +21,7 @@ mod place;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use onlyonce_wire::ClusterId;
@@ -42,9 +44,18 @@ pub(crate) struct Outbox {
     next: Mutex<u64>,
     /// The requests that nobody awaits: an earlier client's, and those of this one that were given
     /// up, by their numbers.
-    left: Mutex<BTreeMap<u64, Sent>>,
+    left: Mutex<BTreeMap<u64, Left>>,
+    /// Why nothing is kept any more.
+    failed: Arc<OnceLock<OutboxError>>,
     cluster: Option<ClusterId>,
     path: PathBuf,
+}
+
+/// A request that nobody awaits.
+struct Left {
+    sent: Sent,
+    /// What tells when it is durable, where that is not known.
+    keeping: Option<Durable>,
 }
 
 enum Job {
@@ -59,12 +70,14 @@ type Told = oneshot::Sender<Result<(), OutboxError>>;
 
 /// What tells when a job is durable.
 #[must_use]
-pub(crate) struct Durable(oneshot::Receiver<Result<(), OutboxError>>);
+pub(crate) struct Durable(Result<oneshot::Receiver<Result<(), OutboxError>>, OutboxError>);
 
 impl Durable {
-    pub(crate) async fn wait(self) -> Result<(), OutboxError> {
-        let ended = || OutboxError::Io("its writer has ended".to_owned());
-        self.0.await.unwrap_or_else(|_| Err(ended()))
+    /// Waits until it is. Told once that it is, nobody may ask again.
+    pub(crate) async fn wait(&mut self) -> Result<(), OutboxError> {
+        let told = self.0.as_mut().map_err(|error| error.clone())?.await;
+        let told = told.unwrap_or_else(|_| Err(OutboxError::Io("its writer ended".to_owned())));
+        told.inspect_err(|error| self.0 = Err(error.clone()))
     }
 }
 
@@ -79,19 +92,27 @@ impl Outbox {
         {
             return Err(OutboxError::OtherCluster { theirs, wanted });
         }
-        let next = file.contents.next;
-        let left = file.contents.open.clone();
         let (jobs, inbox) = channel();
+        let mut outbox = Self::of(&file, path, jobs);
+        let failed = Arc::clone(&outbox.failed);
         let writer = std::thread::Builder::new().name("outbox".to_owned());
-        let writer = writer.spawn(move || write(file, &inbox))?;
-        Ok(Arc::new(Self {
+        outbox.writer = Some(writer.spawn(move || write(file, &inbox, &failed))?);
+        Ok(Arc::new(outbox))
+    }
+
+    /// The outbox in `file`, without anybody who does its jobs.
+    fn of(file: &OutboxFile, path: &Path, jobs: Sender<Job>) -> Self {
+        let left =
+            |(number, sent): (&u64, &Sent)| (*number, Left { sent: sent.clone(), keeping: None });
+        Self {
             jobs: Mutex::new(Some(jobs)),
-            writer: Some(writer),
-            next: Mutex::new(next),
-            left: Mutex::new(left),
-            cluster,
+            writer: None,
+            next: Mutex::new(file.contents.next),
+            left: Mutex::new(file.contents.open.iter().map(left).collect()),
+            failed: Arc::default(),
+            cluster: file.contents.cluster,
             path: path.to_owned(),
-        }))
+        }
     }
 
     /// The cluster that its requests are for, once it has some.
@@ -111,16 +132,20 @@ impl Outbox {
 
     /// Takes up the oldest request that nobody awaits.
     pub(crate) fn take_up(self: &Arc<Self>) -> Option<Entry> {
-        let (number, sent) = lock(&self.left).pop_first()?;
-        Some(Entry { outbox: Arc::clone(self), number, sent })
+        let (number, Left { sent, keeping }) = lock(&self.left).pop_first()?;
+        Some(Entry { outbox: Arc::clone(self), number, sent, keeping })
     }
 
-    /// Keeps a request of `cluster`, which may be sent once that is durable.
+    /// Keeps a request of `cluster`, which may be sent once it is [durable](Entry::durable). After a
+    /// failure none is kept, and this one is not in the file for certain.
     pub(crate) fn keep(
         self: &Arc<Self>,
         sent: Sent,
         cluster: Option<ClusterId>,
-    ) -> (Entry, Durable) {
+    ) -> Result<Entry, OutboxError> {
+        if let Some(error) = self.failed.get() {
+            return Err(error.clone());
+        }
         let number = {
             let mut next = lock(&self.next);
             *next += 1;
@@ -128,7 +153,8 @@ impl Outbox {
         };
         let (told, durable) = oneshot::channel();
         self.tell(Job::Keep(Record::Sent(number, sent.clone()), cluster, told));
-        (Entry { outbox: Arc::clone(self), number, sent }, Durable(durable))
+        let keeping = Some(Durable(Ok(durable)));
+        Ok(Entry { outbox: Arc::clone(self), number, sent, keeping })
     }
 
     fn tell(&self, job: Job) {
@@ -158,9 +184,20 @@ pub(crate) struct Entry {
     outbox: Arc<Outbox>,
     number: u64,
     pub(crate) sent: Sent,
+    /// What tells when it is durable, where that is not known.
+    keeping: Option<Durable>,
 }
 
 impl Entry {
+    /// Waits until the request is durable. Nothing of it may leave before.
+    pub(crate) async fn durable(&mut self) -> Result<(), OutboxError> {
+        if let Some(keeping) = &mut self.keeping {
+            keeping.wait().await?;
+            self.keeping = None;
+        }
+        Ok(())
+    }
+
     /// The request ran, or will be answered the same if it is asked again.
     pub(crate) fn done(self) {
         self.outbox.tell(Job::Done(self.number, None));
@@ -170,7 +207,7 @@ impl Entry {
     pub(crate) fn withdraw(self) -> Durable {
         let (told, durable) = oneshot::channel();
         self.outbox.tell(Job::Done(self.number, Some(told)));
-        Durable(durable)
+        Durable(Ok(durable))
     }
 
     /// The outbox that it is in.
@@ -180,16 +217,16 @@ impl Entry {
 
     /// Its end is not known, and nobody awaits it any more: it stays, to be taken up.
     pub(crate) fn leave(self) {
-        lock(&self.outbox.left).insert(self.number, self.sent);
+        let Self { outbox, number, sent, keeping } = self;
+        lock(&outbox.left).insert(number, Left { sent, keeping });
     }
 }
 
 /// The thread that writes. After an error nothing more is kept.
-fn write(mut file: OutboxFile, inbox: &Receiver<Job>) {
+fn write(mut file: OutboxFile, inbox: &Receiver<Job>, failed: &OnceLock<OutboxError>) {
     // What nobody waits for goes with the next frame, or at the end: no flush is for it alone, unless
     // it fills a frame.
     let mut records = Vec::new();
-    let mut failed = None;
     while let Ok(first) = inbox.recv() {
         let mut waiting = Vec::new();
         let mut bytes = records.len() * DONE_BYTES;
@@ -219,17 +256,19 @@ fn write(mut file: OutboxFile, inbox: &Receiver<Job>) {
             continue;
         }
         let records = std::mem::take(&mut records);
-        let written = match &failed {
+        let written = match failed.get() {
             None => file.write(records),
-            Some(error) => Err(OutboxError::clone(error)),
+            Some(error) => Err(error.clone()),
         };
-        failed = written.clone().err();
+        if let Err(error) = &written {
+            failed.get_or_init(|| error.clone());
+        }
         for told in waiting {
             // Whoever dropped its call does not wait.
             let _ = told.send(written.clone());
         }
     }
-    if failed.is_none() && !records.is_empty() {
+    if failed.get().is_none() && !records.is_empty() {
         // Lost, it costs a question when the outbox is opened again.
         let _ = file.write(records);
     }
@@ -241,10 +280,50 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use onlyonce_wire::limits::OPERATION_BYTES_MAX;
     use onlyonce_wire::{IdempotencyKey, Incarnation};
 
     use super::*;
+    use crate::errors::Error;
+    use crate::{Client, UnresolvedReason};
+
+    /// A call may be dropped while its request is on its way to the disk. Whoever takes it up waits for
+    /// the disk as well, and connects to nobody before.
+    #[tokio::test]
+    async fn nothing_leaves_before_it_is_durable() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("outbox");
+        let file = OutboxFile::open(&path).expect("opens");
+        let (jobs, inbox) = channel();
+        let outbox = Arc::new(Outbox::of(&file, &path, jobs));
+        let node = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        node.set_nonblocking(true).expect("it never waits");
+        let address = node.local_addr().expect("bound").to_string();
+        let within = Duration::from_millis(100);
+        let options = Client::builder().nodes([address]).deadline(within);
+        let options = options.build().expect("an address").inner.cluster.options().clone();
+        let client = Client::new(options, Some(Arc::clone(&outbox)));
+
+        let key = IdempotencyKey::fresh(1, [7; 10]);
+        let sent = Sent { incarnation: Incarnation(1), key, operation: vec![7; 9].into() };
+        outbox.keep(sent, None).expect("nothing has failed").leave();
+        let [recovered] = &client.recover().await[..] else { panic!("it was dropped") };
+        let Err(Error::Unresolved(open)) = &recovered.result else { panic!("{recovered:?}") };
+        assert_eq!(*open.reason(), UnresolvedReason::Deadline(within));
+        let caller = node.accept().expect_err("nobody calls").kind();
+        assert_eq!(caller, std::io::ErrorKind::WouldBlock);
+
+        let failed = Arc::clone(&outbox.failed);
+        let writer = std::thread::spawn(move || write(file, &inbox, &failed));
+        let mut left = outbox.take_up().expect("it stays");
+        assert_eq!(left.durable().await, Ok(()));
+        left.leave();
+        drop((client, outbox));
+        writer.join().expect("it ends");
+        assert_eq!(OutboxFile::open(&path).expect("opens").contents.open.len(), 1);
+    }
 
     /// However many ends of requests wait for a frame, none gets longer than what is read back.
     #[test]
@@ -265,7 +344,7 @@ mod tests {
             kept.push(durable);
         }
         drop(jobs);
-        write(file, &inbox);
+        write(file, &inbox, &OnceLock::new());
         for durable in kept {
             assert_eq!(durable.blocking_recv(), Ok(Ok(())));
         }

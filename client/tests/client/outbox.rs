@@ -122,6 +122,33 @@ async fn what_ran_is_let_go() {
     assert_eq!(second.incr("n", 1).await.expect("counted"), 2);
 }
 
+/// The request whose record failed may be found by somebody, and is told as open; those after it are
+/// not in the file for certain. None of them is sent.
+#[tokio::test]
+async fn what_is_not_kept_is_not_sent() {
+    let model = Model::shared();
+    let node = FakeNode::start(&model, |_| Reaction::Serve).await;
+    let (_folder, path) = folder();
+    let moved = path.with_extension("moved");
+    let first = builder([&node]).outbox(&path).build().expect("opens");
+    assert_eq!(first.incr("n", 1).await.expect("counted"), 1);
+    std::fs::rename(&path, &moved).expect("moved");
+    let error = first.incr("n", 1).await.expect_err("its place is lost");
+    assert!(matches!(error, Error::Unresolved(_)), "{error:?}");
+    for _ in 0..2 {
+        let error = first.incr("n", 1).await.expect_err("its place is lost");
+        assert!(matches!(error, Error::Unusable(_)), "{error:?}");
+        assert!(error.to_string().contains("was moved"), "{error}");
+    }
+    assert_eq!(node.executes().len(), 1);
+    drop(first);
+    std::fs::rename(&moved, &path).expect("moved back");
+    let found = client(&node, &path).recover().await;
+    let found: Vec<_> = found.into_iter().map(|recovered| recovered.result).collect();
+    // That the first one ran went into the same frame.
+    assert!(matches!(found[..], [Ok(Outcome::Integer(2))]), "{found:?}");
+}
+
 /// A named key that is forgotten is like a new one, and an outbox may be opened after that: a request
 /// under one is refused before it is sent. Under a timed key it is kept as all others are.
 #[tokio::test]
