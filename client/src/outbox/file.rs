@@ -88,6 +88,18 @@ pub enum OutboxError {
         /// How many.
         names: u64,
     },
+    /// There is no room for another request, which was not sent.
+    #[error(
+        "is full: it keeps {requests} requests ({bytes} bytes) whose end is not known. Not sent; call `recover`, which carries out the {left} of them that nobody awaits, or wait for the others"
+    )]
+    Full {
+        /// How many it keeps.
+        requests: usize,
+        /// The bytes of their operations.
+        bytes: usize,
+        /// How many of them nobody awaits.
+        left: usize,
+    },
     /// The file is not where it was any more: the next client would not find what is in it.
     #[error("was moved, replaced or removed while it was in use: put it back, and open it again")]
     Moved,

@@ -10,6 +10,8 @@
 //! - It leaves the file when its end is known. Of one that ran that need not be durable: asked again,
 //!   it is answered from the duplicate table. That one never ran, and may be sent as a new one, is
 //!   told only when the file durably has it no more: else it would run after all when it is found.
+//! - It has room for so many requests whose end is not known. Beyond that one is refused before it is
+//!   kept, and so before it is sent: who never recovers what was given up is told to.
 //! - One thread writes: what gathers while it waits for the disk goes into the next frame. After its
 //!   first failure nothing is kept any more, and so nothing is sent.
 //!
@@ -25,6 +27,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use onlyonce_wire::ClusterId;
+use onlyonce_wire::limits::OPERATION_BYTES_MAX;
 use tokio::sync::oneshot;
 
 pub use file::OutboxError;
@@ -32,6 +35,11 @@ pub(crate) use file::Sent;
 
 use file::{FRAME_BYTES_TARGET, OutboxFile, Record};
 
+/// The most requests whose end is not known.
+const OPEN_REQUESTS_MAX: usize = 100_000;
+/// The most bytes of their operations.
+const OPEN_BYTES_MAX: usize = 64 << 20;
+const _: () = assert!(OPEN_BYTES_MAX >= OPERATION_BYTES_MAX, "an empty outbox has room for any");
 /// The most bytes that the end of a request takes in a frame.
 const DONE_BYTES: usize = 16;
 
@@ -42,6 +50,7 @@ pub(crate) struct Outbox {
     writer: Option<JoinHandle<()>>,
     /// The number of the next request.
     next: Mutex<u64>,
+    open: Mutex<Open>,
     /// The requests that nobody awaits: an earlier client's, and those of this one that were given
     /// up, by their numbers.
     left: Mutex<BTreeMap<u64, Left>>,
@@ -49,6 +58,13 @@ pub(crate) struct Outbox {
     failed: Arc<OnceLock<OutboxError>>,
     cluster: Option<ClusterId>,
     path: PathBuf,
+}
+
+/// The requests whose end is not known.
+struct Open {
+    requests: usize,
+    /// Of their operations.
+    bytes: usize,
 }
 
 /// A request that nobody awaits.
@@ -102,13 +118,16 @@ impl Outbox {
 
     /// The outbox in `file`, without anybody who does its jobs.
     fn of(file: &OutboxFile, path: &Path, jobs: Sender<Job>) -> Self {
+        let open = &file.contents.open;
+        let bytes = open.values().map(|sent| sent.operation.len()).sum();
         let left =
             |(number, sent): (&u64, &Sent)| (*number, Left { sent: sent.clone(), keeping: None });
         Self {
             jobs: Mutex::new(Some(jobs)),
             writer: None,
             next: Mutex::new(file.contents.next),
-            left: Mutex::new(file.contents.open.iter().map(left).collect()),
+            open: Mutex::new(Open { requests: open.len(), bytes }),
+            left: Mutex::new(open.iter().map(left).collect()),
             failed: Arc::default(),
             cluster: file.contents.cluster,
             path: path.to_owned(),
@@ -137,7 +156,7 @@ impl Outbox {
     }
 
     /// Keeps a request of `cluster`, which may be sent once it is [durable](Entry::durable). After a
-    /// failure none is kept, and this one is not in the file for certain.
+    /// failure, or when there is no room, none is kept: this one is not in the file, for certain.
     pub(crate) fn keep(
         self: &Arc<Self>,
         sent: Sent,
@@ -146,6 +165,7 @@ impl Outbox {
         if let Some(error) = self.failed.get() {
             return Err(error.clone());
         }
+        self.make_room(&sent)?;
         let number = {
             let mut next = lock(&self.next);
             *next += 1;
@@ -155,6 +175,28 @@ impl Outbox {
         self.tell(Job::Keep(Record::Sent(number, sent.clone()), cluster, told));
         let keeping = Some(Durable(Ok(durable)));
         Ok(Entry { outbox: Arc::clone(self), number, sent, keeping })
+    }
+
+    /// Counts a request in, if there is room for it.
+    fn make_room(&self, sent: &Sent) -> Result<(), OutboxError> {
+        let left = self.left();
+        let mut open = lock(&self.open);
+        let bytes = open.bytes + sent.operation.len();
+        if open.requests >= OPEN_REQUESTS_MAX || bytes > OPEN_BYTES_MAX {
+            let Open { requests, bytes } = *open;
+            return Err(OutboxError::Full { requests, bytes, left });
+        }
+        (open.requests, open.bytes) = (open.requests + 1, bytes);
+        Ok(())
+    }
+
+    /// Lets a request go, whose end is known.
+    fn end(&self, number: u64, sent: &Sent, told: Option<Told>) {
+        let mut open = lock(&self.open);
+        open.requests -= 1;
+        open.bytes -= sent.operation.len();
+        drop(open);
+        self.tell(Job::Done(number, told));
     }
 
     fn tell(&self, job: Job) {
@@ -200,13 +242,13 @@ impl Entry {
 
     /// The request ran, or will be answered the same if it is asked again.
     pub(crate) fn done(self) {
-        self.outbox.tell(Job::Done(self.number, None));
+        self.outbox.end(self.number, &self.sent, None);
     }
 
     /// The request never ran, and must not be found: its caller may send it as a new one.
     pub(crate) fn withdraw(self) -> Durable {
         let (told, durable) = oneshot::channel();
-        self.outbox.tell(Job::Done(self.number, Some(told)));
+        self.outbox.end(self.number, &self.sent, Some(told));
         Durable(Ok(durable))
     }
 
@@ -282,7 +324,6 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 mod tests {
     use std::time::Duration;
 
-    use onlyonce_wire::limits::OPERATION_BYTES_MAX;
     use onlyonce_wire::{IdempotencyKey, Incarnation};
 
     use super::*;
@@ -323,6 +364,34 @@ mod tests {
         drop((client, outbox));
         writer.join().expect("it ends");
         assert_eq!(OutboxFile::open(&path).expect("opens").contents.open.len(), 1);
+    }
+
+    /// An outbox has room for so many requests and bytes, those of earlier clients among them. One that
+    /// ends makes room for another.
+    #[test]
+    fn an_outbox_gets_full() {
+        let sent = |bytes: usize| {
+            let key = IdempotencyKey::fresh(1, [7; 10]);
+            Sent { incarnation: Incarnation(1), key, operation: vec![7; bytes].into() }
+        };
+        let longest = OPEN_BYTES_MAX / OPERATION_BYTES_MAX;
+        for (most, bytes) in [(OPEN_REQUESTS_MAX, 9), (longest, OPERATION_BYTES_MAX)] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = folder.path().join("outbox");
+            let first = Outbox::open(&path, None).expect("opens");
+            let keep = |outbox: &Arc<Outbox>| outbox.keep(sent(bytes), None);
+            (0..most - 1).for_each(|_| keep(&first).expect("there is room").leave());
+            drop(first);
+            let second = Outbox::open(&path, None).expect("opens");
+            let last = keep(&second).expect("there is room for one");
+            let full = OutboxError::Full { requests: most, bytes: most * bytes, left: most - 1 };
+            assert_eq!(keep(&second).err(), Some(full));
+            last.done();
+            keep(&second).expect("there is room for one").leave();
+            assert!(keep(&second).is_err());
+            second.take_up().expect("some are left").done();
+            assert!(keep(&second).map(Entry::done).is_ok());
+        }
     }
 
     /// However many ends of requests wait for a frame, none gets longer than what is read back.

@@ -149,6 +149,42 @@ async fn what_is_not_kept_is_not_sent() {
     assert!(matches!(found[..], [Ok(Outcome::Integer(2))]), "{found:?}");
 }
 
+/// What is given up fills the outbox, and is all there; what is refused then was not sent. Recovering
+/// makes room.
+#[tokio::test]
+async fn a_full_outbox_names_the_way_out() {
+    // With its key and its header, one less than there are megabytes fit.
+    const FIT: usize = 63;
+    let model = Model::shared();
+    let node = FakeNode::start(&model, |received| match received.execute() {
+        Some(_) => Reaction::Ignore,
+        None => Reaction::Serve,
+    })
+    .await;
+    let (_folder, path) = folder();
+    let patient = builder([&node]).attempt_timeout(Duration::from_secs(60)).outbox(&path);
+    let client = patient.build().expect("opens");
+    let put = |number: usize| {
+        let client = client.clone();
+        async move { client.put(format!("{number}"), vec![7; 1 << 20]).await }
+    };
+    let calls: Vec<_> = (0..FIT).map(|number| tokio::spawn(put(number))).collect();
+    until("the requests", || node.executes().len() == FIT).await;
+    for call in calls {
+        call.abort();
+        assert!(call.await.expect_err("it was aborted").is_cancelled());
+    }
+    let error = put(FIT).await.expect_err("it is full");
+    assert!(matches!(error, Error::Unusable(_)), "{error:?}");
+    assert!(error.to_string().contains("call `recover`, which carries out the 63"), "{error}");
+    assert_eq!(node.executes().len(), FIT);
+    node.script(|_| Reaction::Serve);
+    let recovered = client.recover().await;
+    assert_eq!(recovered.iter().filter(|recovered| recovered.result.is_ok()).count(), FIT);
+    put(FIT).await.expect("there is room");
+    assert_eq!(model.lock().expect("kept rules").executed, FIT + 1);
+}
+
 /// A named key that is forgotten is like a new one, and an outbox may be opened after that: a request
 /// under one is refused before it is sent. Under a timed key it is kept as all others are.
 #[tokio::test]
