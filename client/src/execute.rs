@@ -52,6 +52,16 @@ impl Inner {
         self.finish(&encode_operation(operation)?, progress).await
     }
 
+    /// Nothing of what ended has to be asked for again, by this client or the next.
+    pub(crate) async fn close(&self) {
+        self.sessions.close(&self.cluster).await;
+        if let Some(outbox) = &self.outbox
+            && let Err(error) = outbox.flush().wait().await
+        {
+            tracing::warn!("{}: the next client asks again for what ended", outbox.error(&error));
+        }
+    }
+
     /// Carries out a request that was left in the outbox.
     pub(crate) async fn take_up(&self, entry: Entry) -> Result<Outcome, Error> {
         let operation = entry.sent.operation.clone();

@@ -497,7 +497,8 @@ impl Client {
         }
     }
 
-    /// Closes this client's session, so that the cluster need not remember it until it expires.
+    /// Closes this client's session, so that the cluster need not remember it until it expires. With an
+    /// outbox: waits until it is on the disk that requests ended, so that the next client need not ask.
     ///
     /// Waits for the answer, but no longer than one attempt may take. While requests are under way
     /// the session stays, and is closed after them. Later requests open a new one. Without this
@@ -513,7 +514,7 @@ impl Client {
     /// # }
     /// ```
     pub async fn close(&self) {
-        self.inner.sessions.close(&self.inner.cluster).await;
+        self.inner.close().await;
     }
 }
 

@@ -79,6 +79,8 @@ enum Job {
     Keep(Record, Option<ClusterId>, Told),
     /// Let one go; tell when that is durable, if somebody wants to know.
     Done(u64, Option<Told>),
+    /// Tell when all jobs before are durable.
+    Flush(Told),
 }
 
 /// Who waits for a job to be durable.
@@ -175,6 +177,14 @@ impl Outbox {
         self.tell(Job::Keep(Record::Sent(number, sent.clone()), cluster, told));
         let keeping = Some(Durable(Ok(durable)));
         Ok(Entry { outbox: Arc::clone(self), number, sent, keeping })
+    }
+
+    /// Everything that it was told so far becomes durable: the ends of requests too, which otherwise
+    /// wait for the next one.
+    pub(crate) fn flush(&self) -> Durable {
+        let (told, durable) = oneshot::channel();
+        self.tell(Job::Flush(told));
+        Durable(Ok(durable))
     }
 
     /// Counts a request in, if there is room for it.
@@ -280,6 +290,7 @@ fn write(mut file: OutboxFile, inbox: &Receiver<Job>, failed: &OnceLock<OutboxEr
                     bytes += DONE_BYTES;
                     waiting.extend(told);
                 }
+                Job::Flush(told) => waiting.push(told),
                 Job::Keep(record, cluster, told) => {
                     if let (None, Some(cluster)) = (file.contents.cluster, cluster) {
                         file.contents.cluster = Some(cluster);
@@ -299,6 +310,7 @@ fn write(mut file: OutboxFile, inbox: &Receiver<Job>, failed: &OnceLock<OutboxEr
         }
         let records = std::mem::take(&mut records);
         let written = match failed.get() {
+            None if records.is_empty() => Ok(()),
             None => file.write(records),
             Some(error) => Err(error.clone()),
         };

@@ -185,6 +185,21 @@ async fn a_full_outbox_names_the_way_out() {
     assert_eq!(model.lock().expect("kept rules").executed, FIT + 1);
 }
 
+/// After a close nothing is asked for again, even if the client is killed right then, or goes on.
+#[tokio::test]
+async fn a_close_lets_go_of_what_ran() {
+    let model = Model::shared();
+    let node = FakeNode::start(&model, |_| Reaction::Serve).await;
+    let (_folder, path) = folder();
+    let client = builder([&node]).outbox(&path).build().expect("opens");
+    for round in 1..=3 {
+        assert_eq!(client.incr("n", 1).await.expect("counted"), round);
+        client.close().await;
+        assert!(found(&node, &path).await.is_empty());
+        client.close().await;
+    }
+}
+
 /// A named key that is forgotten is like a new one, and an outbox may be opened after that: a request
 /// under one is refused before it is sent. Under a timed key it is kept as all others are.
 #[tokio::test]
