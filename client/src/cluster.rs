@@ -224,6 +224,11 @@ impl Cluster {
     /// Takes in what a node said of itself.
     fn greet(&self, connection: Connection) -> Result<Arc<Connection>, ConnectError> {
         let Welcome { cluster, incarnation, session_idle_ms, .. } = connection.welcome();
+        if cluster.is_none() && self.options.outbox.is_some() {
+            // It executes nothing before it has joined one. What it executed then could not be told
+            // from what another node is asked for, once the outbox is all that is left of a request.
+            return Err(ConnectError::NoCluster);
+        }
         let mut known = self.lock();
         if let (Some(theirs), Some(wanted)) = (*cluster, known.cluster)
             && theirs != wanted

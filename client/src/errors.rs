@@ -483,6 +483,8 @@ pub(crate) enum ConnectError {
         theirs.map_or("no cluster yet".to_owned(), |id| format!("cluster {id}"))
     )]
     OtherCluster { theirs: Option<ClusterId>, wanted: ClusterId },
+    #[error("has joined no cluster yet, and the outbox's requests are for a cluster")]
+    NoCluster,
     #[error("is shutting down")]
     ShuttingDown,
     #[error("has {limit} connections already, as many as it takes")]
@@ -501,6 +503,7 @@ impl ConnectError {
             | Self::Mute
             | Self::Broken(_)
             | Self::OtherCluster { theirs: None, .. }
+            | Self::NoCluster
             | Self::ShuttingDown
             | Self::TooManyConnections { .. } => false,
         }

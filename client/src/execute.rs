@@ -136,7 +136,8 @@ impl Inner {
             let key = progress.key.clone().unwrap_or_else(fresh_key);
             if let Some(outbox) = &self.outbox {
                 let sent = Sent { incarnation, key: key.clone(), operation: operation.clone() };
-                let kept = outbox.keep(sent, self.cluster.id());
+                let cluster = self.cluster.id().expect("whoever told the incarnation told it too");
+                let kept = outbox.keep(sent, cluster);
                 let entry = kept.map_err(|error| Stop::Unusable(outbox.error(&error)))?;
                 if let Some(void) = progress.entry.replace(entry) {
                     void.done();

@@ -49,7 +49,7 @@ pub(crate) enum Home {
     Cluster(ClusterId),
     /// The node had joined no cluster when its client connected to it, as far as that knows.
     Store(StoreId),
-    /// It is not known where the request was sent: it is from an outbox that does not know either.
+    /// It is not known where the request was sent.
     Unknown,
 }
 

@@ -124,6 +124,9 @@ pub enum OutboxError {
         /// The client's.
         wanted: ClusterId,
     },
+    /// It keeps requests, and not which cluster they are for.
+    #[error("does not say which cluster its requests are for: name it, or choose another file")]
+    NoCluster,
     /// It cannot be read or written.
     #[error("{0}")]
     Io(String),

@@ -5,6 +5,9 @@
 //! when it is started again, and sends the same bytes under the same key ([`Client::recover`]): if
 //! it ran, that tells its reply; if not, it runs now.
 //!
+//! - All requests in a file are for one cluster, which the file names before the first of them. So a
+//!   client with an outbox speaks to no node that has joined none yet: such a node executes nothing,
+//!   but may later, in any cluster.
 //! - A request is in the file before it is sent: what is not there never ran. One whose call is dropped
 //!   before that is given up like any other; whoever takes it up waits until it is there.
 //! - It leaves the file when its end is known. Of one that ran that need not be durable: asked again,
@@ -76,7 +79,7 @@ struct Left {
 
 enum Job {
     /// Keep a request; tell when it is durable.
-    Keep(Record, Option<ClusterId>, Told),
+    Keep(Record, ClusterId, Told),
     /// Let one go; tell when that is durable, if somebody wants to know.
     Done(u64, Option<Told>),
     /// Tell when all jobs before are durable.
@@ -104,14 +107,17 @@ impl Outbox {
     /// one.
     pub(crate) fn open(path: &Path, wanted: Option<ClusterId>) -> Result<Arc<Self>, OutboxError> {
         let file = OutboxFile::open(path)?;
-        let cluster = file.contents.cluster;
+        let cluster = file.contents.cluster.or(wanted);
         if let (Some(theirs), Some(wanted)) = (cluster, wanted)
             && theirs != wanted
         {
             return Err(OutboxError::OtherCluster { theirs, wanted });
         }
+        if cluster.is_none() && !file.contents.open.is_empty() {
+            return Err(OutboxError::NoCluster);
+        }
         let (jobs, inbox) = channel();
-        let mut outbox = Self::of(&file, path, jobs);
+        let mut outbox = Self::of(&file, cluster, path, jobs);
         let failed = Arc::clone(&outbox.failed);
         let writer = std::thread::Builder::new().name("outbox".to_owned());
         outbox.writer = Some(writer.spawn(move || write(file, &inbox, &failed))?);
@@ -119,7 +125,7 @@ impl Outbox {
     }
 
     /// The outbox in `file`, without anybody who does its jobs.
-    fn of(file: &OutboxFile, path: &Path, jobs: Sender<Job>) -> Self {
+    fn of(file: &OutboxFile, cluster: Option<ClusterId>, path: &Path, jobs: Sender<Job>) -> Self {
         let open = &file.contents.open;
         let bytes = open.values().map(|sent| sent.operation.len()).sum();
         let left =
@@ -131,7 +137,7 @@ impl Outbox {
             open: Mutex::new(Open { requests: open.len(), bytes }),
             left: Mutex::new(open.iter().map(left).collect()),
             failed: Arc::default(),
-            cluster: file.contents.cluster,
+            cluster,
             path: path.to_owned(),
         }
     }
@@ -162,7 +168,7 @@ impl Outbox {
     pub(crate) fn keep(
         self: &Arc<Self>,
         sent: Sent,
-        cluster: Option<ClusterId>,
+        cluster: ClusterId,
     ) -> Result<Entry, OutboxError> {
         if let Some(error) = self.failed.get() {
             return Err(error.clone());
@@ -292,7 +298,7 @@ fn write(mut file: OutboxFile, inbox: &Receiver<Job>, failed: &OnceLock<OutboxEr
                 }
                 Job::Flush(told) => waiting.push(told),
                 Job::Keep(record, cluster, told) => {
-                    if let (None, Some(cluster)) = (file.contents.cluster, cluster) {
+                    if file.contents.cluster.is_none() {
                         file.contents.cluster = Some(cluster);
                         records.push(Record::Cluster(cluster));
                     }
@@ -338,6 +344,8 @@ mod tests {
 
     use onlyonce_wire::{IdempotencyKey, Incarnation};
 
+    const CLUSTER: ClusterId = ClusterId(5);
+
     use super::*;
     use crate::errors::Error;
     use crate::{Client, UnresolvedReason};
@@ -350,7 +358,7 @@ mod tests {
         let path = folder.path().join("outbox");
         let file = OutboxFile::open(&path).expect("opens");
         let (jobs, inbox) = channel();
-        let outbox = Arc::new(Outbox::of(&file, &path, jobs));
+        let outbox = Arc::new(Outbox::of(&file, None, &path, jobs));
         let node = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         node.set_nonblocking(true).expect("it never waits");
         let address = node.local_addr().expect("bound").to_string();
@@ -361,7 +369,7 @@ mod tests {
 
         let key = IdempotencyKey::fresh(1, [7; 10]);
         let sent = Sent { incarnation: Incarnation(1), key, operation: vec![7; 9].into() };
-        outbox.keep(sent, None).expect("nothing has failed").leave();
+        outbox.keep(sent, CLUSTER).expect("nothing has failed").leave();
         let [recovered] = &client.recover().await[..] else { panic!("it was dropped") };
         let Err(Error::Unresolved(open)) = &recovered.result else { panic!("{recovered:?}") };
         assert_eq!(*open.reason(), UnresolvedReason::Deadline(within));
@@ -378,6 +386,28 @@ mod tests {
         assert_eq!(OutboxFile::open(&path).expect("opens").contents.open.len(), 1);
     }
 
+    /// Requests without a cluster are taken up for the one that is named, and for none that is not:
+    /// another could run them a second time.
+    #[test]
+    fn requests_are_for_one_cluster() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("outbox");
+        let key = IdempotencyKey::fresh(1, [7; 10]);
+        let sent = Sent { incarnation: Incarnation(1), key, operation: vec![7; 9].into() };
+        let mut file = OutboxFile::open(&path).expect("opens");
+        file.write(vec![Record::Sent(0, sent.clone())]).expect("writes");
+        drop(file);
+        assert_eq!(Outbox::open(&path, None).err(), Some(OutboxError::NoCluster));
+        let named = Outbox::open(&path, Some(CLUSTER)).expect("opens");
+        assert_eq!((named.cluster(), named.left()), (Some(CLUSTER), 1));
+        named.keep(sent, CLUSTER).expect("there is room").leave();
+        drop(named);
+        assert_eq!(Outbox::open(&path, None).expect("opens").cluster(), Some(CLUSTER));
+        let wanted = ClusterId(6);
+        let other = OutboxError::OtherCluster { theirs: CLUSTER, wanted };
+        assert_eq!(Outbox::open(&path, Some(wanted)).err(), Some(other));
+    }
+
     /// An outbox has room for so many requests and bytes, those of earlier clients among them. One that
     /// ends makes room for another.
     #[test]
@@ -391,7 +421,7 @@ mod tests {
             let folder = tempfile::tempdir().expect("a folder");
             let path = folder.path().join("outbox");
             let first = Outbox::open(&path, None).expect("opens");
-            let keep = |outbox: &Arc<Outbox>| outbox.keep(sent(bytes), None);
+            let keep = |outbox: &Arc<Outbox>| outbox.keep(sent(bytes), CLUSTER);
             (0..most - 1).for_each(|_| keep(&first).expect("there is room").leave());
             drop(first);
             let second = Outbox::open(&path, None).expect("opens");
@@ -421,7 +451,7 @@ mod tests {
             let key = IdempotencyKey::fresh(number, [7; 10]);
             let sent = Sent { incarnation: Incarnation(1), key, operation: vec![7; bytes].into() };
             let (told, durable) = oneshot::channel();
-            tell(Job::Keep(Record::Sent(number, sent), None, told));
+            tell(Job::Keep(Record::Sent(number, sent), CLUSTER, told));
             kept.push(durable);
         }
         drop(jobs);

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use onlyonce_client::{Client, Error, Outcome, Refusal, fresh_key};
+use onlyonce_client::{BuildError, Client, Error, OutboxError, Outcome, Refusal, fresh_key};
 use onlyonce_wire::client::{Answer, Limit};
+use onlyonce_wire::{ClusterId, StoreId};
 use tempfile::TempDir;
 
 use crate::builder;
-use crate::fake::{FakeNode, Model, Reaction, Received, until};
+use crate::fake::{CLUSTER, FakeNode, Model, Reaction, Received, until};
 
 fn folder() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -198,6 +199,53 @@ async fn a_close_lets_go_of_what_ran() {
         assert!(found(&node, &path).await.is_empty());
         client.close().await;
     }
+}
+
+/// The outbox names its cluster before its first request, so no other is ever asked for one: a node
+/// that has joined none yet is not spoken to.
+#[tokio::test]
+async fn all_requests_are_for_one_cluster() {
+    let model = Model::shared();
+    let node = FakeNode::start(&model, |received| match received.execute() {
+        Some(_) => Reaction::LoseAnswer,
+        None => Reaction::Serve,
+    })
+    .await;
+    let join = |node: &FakeNode, cluster, store| {
+        node.greet_with(|welcome| {
+            let welcome = welcome.as_mut().expect("a welcome");
+            (welcome.cluster, welcome.store) = (cluster, store);
+        });
+    };
+    join(&node, None, StoreId(7));
+    let (_folder, path) = folder();
+    let early = client(&node, &path);
+    let error = early.incr("n", 1).await.expect_err("it has joined no cluster");
+    assert!(matches!(error, Error::NotSent(_)), "{error:?}");
+    assert!(error.to_string().contains("has joined no cluster yet"), "{error}");
+    join(&node, Some(CLUSTER), StoreId(7));
+    drop(early);
+    let patient = builder([&node]).outbox(&path).deadline(Duration::from_secs(1)).build();
+    let error = patient.expect("opens").incr("n", 1).await.expect_err("no answer");
+    assert!(matches!(error, Error::Unresolved(_)), "{error:?}");
+
+    let strange = Model::shared();
+    let stranger = FakeNode::start(&strange, |_| Reaction::Serve).await;
+    for cluster in [Some(ClusterId(2)), None] {
+        join(&stranger, cluster, StoreId(8));
+        let [recovered] = &client(&stranger, &path).recover().await[..] else {
+            panic!("one is left")
+        };
+        assert!(matches!(recovered.result, Err(Error::Unresolved(_))), "{recovered:?}");
+    }
+    assert!(stranger.received().is_empty());
+    let meant =
+        builder([&stranger]).cluster(ClusterId(2)).outbox(&path).build().expect_err("its cluster");
+    let error = OutboxError::OtherCluster { theirs: CLUSTER, wanted: ClusterId(2) };
+    assert_eq!(meant, BuildError::Outbox { path: path.clone(), error });
+    node.script(|_| Reaction::Serve);
+    let found = found(&node, &path).await;
+    assert!(matches!(found[..], [Ok(Outcome::Integer(1))]), "{found:?}");
 }
 
 /// A named key that is forgotten is like a new one, and an outbox may be opened after that: a request
