@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use onlyonce_client::{BuildError, Client, Error, OutboxError, Unresolved};
 use onlyonce_tests::client::{client, runtime};
-use onlyonce_tests::wait::moment;
+use onlyonce_tests::cluster::BOUND;
+use onlyonce_tests::trace::attach;
+use onlyonce_tests::wait::{moment, wait_for};
 use onlyonce_tests::{Cluster, Lone, binaries, seed};
 use rand::Rng;
 
@@ -43,6 +45,39 @@ fn found(nodes: &[String]) -> (BTreeMap<String, String>, u64) {
     })
 }
 
+/// How many requests the clients saw end.
+struct Account {
+    acknowledged: usize,
+    recovered: usize,
+}
+
+impl Account {
+    /// Checks that everything that was acknowledged, or found in the outbox, took effect once, and
+    /// nothing twice.
+    fn audit(nodes: &[String], said: &Path) -> Self {
+        let said = fs::read_to_string(said).expect("text");
+        let tokens_of = |what: &str| {
+            let words = said.lines().filter_map(|line| line.split_once(' '));
+            words.filter(|(verb, _)| *verb == what).map(|(_, token)| token).collect::<Vec<_>>()
+        };
+        let (asked, ok, recovered) = (tokens_of("asks"), tokens_of("ok"), tokens_of("recovered"));
+        let (tokens, count) = found(nodes);
+        let known = ok.iter().chain(&recovered);
+        let lost = known.filter(|token| !tokens.contains_key(**token)).count();
+        let doubled = tokens.values().filter(|value| *value != "x").count();
+        let (acknowledged, recovered) = (ok.len(), recovered.len());
+        println!(
+            "asked {}, acknowledged {acknowledged}, recovered {recovered}, applied {}, lost {lost}, doubled {doubled}",
+            asked.len(),
+            tokens.len()
+        );
+        assert_eq!((lost, doubled), (0, 0));
+        assert_eq!(count, tokens.len() as u64, "each is counted once");
+        assert!(tokens.keys().all(|token| asked.contains(&token.as_str())), "of its own making");
+        Self { acknowledged, recovered }
+    }
+}
+
 /// A client is killed 100 times, and the primary of its cluster now and then: everything that was
 /// acknowledged, or found in the outbox, took effect once, and nothing twice.
 #[test]
@@ -68,30 +103,59 @@ fn a_client_is_killed_100_times() {
     let rest = command(&nodes, &outbox, &said).status().expect("runs");
     assert!(rest.success(), "{rest}");
 
-    let said = fs::read_to_string(&said).expect("text");
-    let tokens_of = |what: &str| {
-        let words = said.lines().filter_map(|line| line.split_once(' '));
-        words.filter(|(verb, _)| *verb == what).map(|(_, token)| token).collect::<Vec<_>>()
-    };
-    let (asked, ok, recovered) = (tokens_of("asks"), tokens_of("ok"), tokens_of("recovered"));
-    let (tokens, count) = found(&nodes);
-    let known = ok.iter().chain(&recovered);
-    let lost = known.filter(|token| !tokens.contains_key(**token)).count();
-    let doubled = tokens.values().filter(|value| *value != "x").count();
-    println!(
-        "{KILLS} kills of the client: asked {}, acknowledged {}, recovered {}, applied {}, lost {lost}, doubled {doubled}",
-        asked.len(),
-        ok.len(),
-        recovered.len(),
-        tokens.len()
-    );
-    assert_eq!((lost, doubled), (0, 0));
-    assert_eq!(count, tokens.len() as u64, "each is counted once");
-    assert!(tokens.keys().all(|token| asked.contains(&token.as_str())), "of its own making");
+    println!("{KILLS} kills of the client:");
+    let account = Account::audit(&nodes, &said);
     assert!(
-        ok.len() > KILLS && recovered.len() > KILLS / 4,
+        account.acknowledged > KILLS && account.recovered > KILLS / 4,
         "the kills came too early or too late"
     );
+}
+
+/// The disk fails under the outbox: the client sends nothing more. The next one cannot know what of
+/// it is on the disk; it writes and syncs that again before it sends anything.
+#[test]
+fn what_was_not_synced_is_not_sent() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [outbox, said, trace] = ["outbox", "said", "trace"].map(|name| folder.path().join(name));
+    let lone = Lone::start(&[]);
+    let nodes = lone.addresses();
+    let mut child = command(&nodes, &outbox, &said).arg("0").spawn().expect("starts");
+    let path = outbox.to_str().expect("temporary folders have readable names");
+    let progress = || fs::read_to_string(&said).expect("text").matches("ok ").count();
+    wait_for("some requests", BOUND, || match progress() {
+        few @ 0..100 => Err(few.to_string()),
+        _ => Ok(()),
+    });
+    let inject = "inject=fdatasync:error=EIO:when=1";
+    let arguments = ["-P", path, "-e", "trace=fdatasync", "-e", inject];
+    let mut strace = attach(child.id(), &arguments, &trace);
+    let status = child.wait().expect("it ended");
+    assert_eq!(status.code(), Some(1), "{status}");
+    strace.exit(BOUND);
+    let injected = fs::read_to_string(&trace).expect("strace wrote it");
+    assert!(injected.contains("(INJECTED)"), "{injected}");
+
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-y", "-e", "trace=write,fsync,connect", "-o"]).arg(&trace);
+    let next = command(&nodes, &outbox, &said);
+    let next = strace.arg(next.get_program()).args(next.get_args()).stdin(Stdio::null());
+    let file = OpenOptions::new().append(true).open(&said).expect("a file");
+    let status = next.stdout(file).status().expect("runs");
+    assert!(status.success(), "{status}");
+    let calls = fs::read_to_string(&trace).expect("strace wrote it");
+    let place = |call: &str, path: &Path| {
+        let opened = format!("<{}>", path.display());
+        let place = calls.lines().position(|line| {
+            line.contains(call) && line.contains(&opened) && !line.contains("= -1")
+        });
+        place.unwrap_or_else(|| panic!("no {call} of {opened} in {calls}"))
+    };
+    let sent = calls.lines().position(|line| line.contains("connect(")).expect("it connects");
+    let (written, synced) = (place("write(", &outbox), place("fsync(", &outbox));
+    assert!(written < synced && synced < sent, "{written}, {synced}, {sent} of {calls}");
+    assert!(place("fsync(", folder.path()) < sent, "{calls}");
+    let account = Account::audit(&nodes, &said);
+    assert!(account.recovered > 0, "the failed frame was found");
 }
 
 fn with_outbox(nodes: &[String], outbox: &Path) -> Result<Client, BuildError> {

@@ -7,12 +7,17 @@
 //! Only the last frame can be torn by a crash, and nothing that it holds was sent: it is cut off. A
 //! bad frame that a good one follows is damage, and the file is not used.
 //!
+//! Of an earlier client nothing is known but what can be read, and that may be in memory only: a sync
+//! that failed is not made up for by another one, and a folder may not have been synced yet. The
+//! frames before the last one are durable; the last one is written again, and both are synced, before
+//! the outbox is used.
+//!
 //! When most of the file is about requests that are done, what is left is written to a new file,
 //! which takes the old one's place.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -181,18 +186,19 @@ impl OutboxFile {
             file.read_to_end(&mut found)?;
         }
         let mut contents = Contents::default();
-        let file = match file {
+        let mut file = match file {
             Some(file) if !found.is_empty() => file,
             Some(_) | None => {
                 found = HEADER.to_vec();
                 place.replace(HEADER)?
             }
         };
-        let end = read(&found, &mut contents)?;
-        if end < found.len() {
-            file.set_len(end as u64)?;
-            file.sync_all()?;
-        }
+        let Frames { last, end } = read(&found, &mut contents)?;
+        file.set_len(end as u64)?;
+        file.seek(SeekFrom::Start(last as u64))?;
+        file.write_all(&found[last..end])?;
+        file.sync_all()?;
+        place.sync_folder()?;
         Ok(Self { place, file, bytes: end as u64, contents })
     }
 
@@ -241,27 +247,35 @@ fn frame(records: &[Record]) -> Vec<u8> {
     frame
 }
 
-/// Takes in all frames. Returns where the file ends: before a torn frame, if there is one.
-fn read(bytes: &[u8], contents: &mut Contents) -> Result<usize, OutboxError> {
+/// Where the whole frames of a file are.
+struct Frames {
+    /// Where the last one begins; of the header, if there is none.
+    last: usize,
+    /// Where the file ends: before a torn frame, if there is one.
+    end: usize,
+}
+
+/// Takes in all frames.
+fn read(bytes: &[u8], contents: &mut Contents) -> Result<Frames, OutboxError> {
     if !bytes.starts_with(HEADER) {
         return Err(OutboxError::NotAnOutbox);
     }
-    let mut at = HEADER.len();
+    let (mut last, mut at) = (0, HEADER.len());
     while at < bytes.len() {
         let Some(body) = body_at(bytes, at) else {
             if (at + 1..bytes.len()).any(|later| body_at(bytes, later).is_some()) {
                 return Err(OutboxError::Damaged { at: at as u64 });
             }
-            return Ok(at);
+            break;
         };
         let records = codec::decode::<Vec<Record>, { 2 * FRAME_BYTES_MAX }>(body)
             .map_err(|_| OutboxError::NotAnOutbox)?;
         for record in records {
             contents.take(record);
         }
-        at += FRAME_HEADER_BYTES + body.len();
+        (last, at) = (at, at + FRAME_HEADER_BYTES + body.len());
     }
-    Ok(at)
+    Ok(Frames { last, end: at })
 }
 
 /// The body of the whole and undamaged frame at a place, if one is there.

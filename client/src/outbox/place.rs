@@ -31,7 +31,7 @@ impl Place {
 
     /// Opens the file at this place, if there is one.
     pub(super) fn open(&self) -> Result<Option<File>, OutboxError> {
-        let file = match OpenOptions::new().read(true).append(true).open(&self.path) {
+        let file = match OpenOptions::new().read(true).write(true).open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened?,
         };
@@ -55,15 +55,20 @@ impl Place {
     /// Puts a file with this content here and opens it, or leaves everything as it was.
     pub(super) fn replace(&self, content: &[u8]) -> Result<File, OutboxError> {
         let name = beside(&self.path, ".new");
-        drop(File::create(&name)?);
-        let mut new = OpenOptions::new().read(true).append(true).open(&name)?;
+        let mut options = OpenOptions::new();
+        let mut new = options.create(true).truncate(true).read(true).write(true).open(&name)?;
         take_lock(&new)?;
         new.write_all(content)?;
         new.sync_all()?;
         std::fs::rename(&name, &self.path)?;
-        let folder = self.path.parent().expect("a file is in a folder");
-        File::open(folder)?.sync_all()?;
+        self.sync_folder()?;
         Ok(new)
+    }
+
+    /// The file stays findable here.
+    pub(super) fn sync_folder(&self) -> io::Result<()> {
+        let folder = self.path.parent().expect("a file is in a folder");
+        File::open(folder)?.sync_all()
     }
 }
 
