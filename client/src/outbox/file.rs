@@ -16,7 +16,6 @@
 //! which takes the old one's place.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -26,7 +25,7 @@ use onlyonce_wire::limits::OPERATION_BYTES_MAX;
 use onlyonce_wire::{ClusterId, IdempotencyKey, Incarnation, codec};
 use serde::{Deserialize, Serialize};
 
-use super::place::Place;
+use super::place::{Locked, Place};
 
 const HEADER: &[u8] = b"onlyonce outbox 1\n";
 const MAGIC: &[u8; 4] = b"FRME";
@@ -171,7 +170,7 @@ impl Contents {
 /// An open outbox. Nobody else has it open.
 pub(super) struct OutboxFile {
     place: Place,
-    file: File,
+    file: Locked,
     bytes: u64,
     pub(super) contents: Contents,
 }
@@ -181,12 +180,12 @@ impl OutboxFile {
     pub(super) fn open(path: &Path) -> Result<Self, OutboxError> {
         let place = Place::take(path)?;
         let mut found = Vec::new();
-        let mut file = place.open()?;
-        if let Some(file) = &mut file {
-            file.read_to_end(&mut found)?;
+        let file = place.open()?;
+        if let Some(file) = &file {
+            (&**file).read_to_end(&mut found)?;
         }
         let mut contents = Contents::default();
-        let mut file = match file {
+        let file = match file {
             Some(file) if !found.is_empty() => file,
             Some(_) | None => {
                 found = HEADER.to_vec();
@@ -195,8 +194,8 @@ impl OutboxFile {
         };
         let Frames { last, end } = read(&found, &mut contents)?;
         file.set_len(end as u64)?;
-        file.seek(SeekFrom::Start(last as u64))?;
-        file.write_all(&found[last..end])?;
+        (&*file).seek(SeekFrom::Start(last as u64))?;
+        (&*file).write_all(&found[last..end])?;
         file.sync_all()?;
         place.sync_folder()?;
         Ok(Self { place, file, bytes: end as u64, contents })
@@ -205,7 +204,7 @@ impl OutboxFile {
     /// Adds records, durably, and where the next client looks for them.
     pub(super) fn write(&mut self, records: Vec<Record>) -> Result<(), OutboxError> {
         let frame = frame(&records);
-        self.file.write_all(&frame)?;
+        (&*self.file).write_all(&frame)?;
         self.file.sync_data()?;
         self.place.check(&self.file)?;
         self.bytes += frame.len() as u64;
@@ -379,6 +378,19 @@ mod tests {
         }
     }
 
+    /// A process that is started has the files of its parent open for a moment: an outbox that is closed
+    /// meanwhile can be opened all the same.
+    #[test]
+    fn a_closed_outbox_is_free_at_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("outbox");
+        let open = OutboxFile::open(&path).expect("opens");
+        let of_child = open.file.try_clone().expect("cloned");
+        drop(open);
+        assert_eq!(OutboxFile::open(&path).err(), None);
+        drop(of_child);
+    }
+
     /// What is written to a file that the next client does not find counts as not written.
     #[test]
     fn a_file_that_was_moved_takes_nothing() {
@@ -424,6 +436,16 @@ mod tests {
         let nowhere = folder.path().join("nowhere");
         std::os::unix::fs::symlink(folder.path().join("gone"), &nowhere).expect("linked");
         assert!(matches!(OutboxFile::open(&nowhere).err(), Some(OutboxError::Io(_))));
+    }
+
+    /// What is no file is left as it is: a device that reads as empty would be replaced otherwise.
+    #[test]
+    fn a_pipe_is_no_outbox() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("outbox");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().expect("runs");
+        assert!(made.success(), "{made}");
+        assert_eq!(OutboxFile::open(&path).err(), Some(OutboxError::NotAnOutbox));
     }
 
     /// Wherever a crash cuts the last frame, the ones before are whole, and the file goes on.

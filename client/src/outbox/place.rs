@@ -6,6 +6,7 @@
 
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
+use std::ops::Deref;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ pub(super) struct Place {
     /// Without links, whatever links led here, and whatever becomes of them.
     path: PathBuf,
     /// Held as long as this lives.
-    _lock: File,
+    _lock: Locked,
 }
 
 impl Place {
@@ -25,18 +26,22 @@ impl Place {
         let path = resolve(path)?;
         let mut options = OpenOptions::new();
         let lock = options.create(true).truncate(false).write(true).open(beside(&path, ".lock"))?;
-        take_lock(&lock)?;
-        Ok(Self { path, _lock: lock })
+        Ok(Self { path, _lock: Locked::new(lock)? })
     }
 
     /// Opens the file at this place, if there is one.
-    pub(super) fn open(&self) -> Result<Option<File>, OutboxError> {
+    pub(super) fn open(&self) -> Result<Option<Locked>, OutboxError> {
         let file = match OpenOptions::new().read(true).write(true).open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened?,
         };
-        take_lock(&file)?;
-        match file.metadata()?.nlink() {
+        let file = Locked::new(file)?;
+        let found = file.metadata()?;
+        if !found.is_file() {
+            // A device or a pipe, which reads as empty, is never replaced by a new outbox.
+            return Err(OutboxError::NotAnOutbox);
+        }
+        match found.nlink() {
             0 | 1 => Ok(Some(file)),
             names => Err(OutboxError::Linked { names }),
         }
@@ -53,12 +58,12 @@ impl Place {
     }
 
     /// Puts a file with this content here and opens it, or leaves everything as it was.
-    pub(super) fn replace(&self, content: &[u8]) -> Result<File, OutboxError> {
+    pub(super) fn replace(&self, content: &[u8]) -> Result<Locked, OutboxError> {
         let name = beside(&self.path, ".new");
         let mut options = OpenOptions::new();
-        let mut new = options.create(true).truncate(true).read(true).write(true).open(&name)?;
-        take_lock(&new)?;
-        new.write_all(content)?;
+        let new = options.create(true).truncate(true).read(true).write(true).open(&name)?;
+        let new = Locked::new(new)?;
+        (&*new).write_all(content)?;
         new.sync_all()?;
         std::fs::rename(&name, &self.path)?;
         self.sync_folder()?;
@@ -89,10 +94,33 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-fn take_lock(file: &File) -> Result<(), OutboxError> {
-    match file.try_lock() {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => Err(OutboxError::InUse),
-        Err(TryLockError::Error(error)) => Err(error.into()),
+/// A file with a lock on it.
+///
+/// The lock is given back rather than left to go with the file: a process that is being started at
+/// that moment has the file open for a little longer.
+pub(super) struct Locked(File);
+
+impl Locked {
+    fn new(file: File) -> Result<Self, OutboxError> {
+        match file.try_lock() {
+            Ok(()) => Ok(Self(file)),
+            Err(TryLockError::WouldBlock) => Err(OutboxError::InUse),
+            Err(TryLockError::Error(error)) => Err(error.into()),
+        }
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // If that fails, the lock goes with the file.
+        let _ = self.0.unlock();
+    }
+}
+
+impl Deref for Locked {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
     }
 }
