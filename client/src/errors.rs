@@ -65,7 +65,8 @@ pub enum Error {
     #[error("{0}")]
     NoAnswer(NoAnswer),
     /// This client cannot be served as it is: its nodes are of another cluster or release, its outbox
-    /// cannot be written, or its clock is far behind. Nothing was done. Waiting will not help.
+    /// is full or cannot be written, or its clock is far behind. Nothing was done. Waiting will not
+    /// help.
     #[error("{0}; nothing was done")]
     Unusable(String),
     /// The request was answered, but with something that this release does not understand.

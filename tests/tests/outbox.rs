@@ -119,21 +119,25 @@ fn what_was_not_synced_is_not_sent() {
     let [outbox, said, trace] = ["outbox", "said", "trace"].map(|name| folder.path().join(name));
     let lone = Lone::start(&[]);
     let nodes = lone.addresses();
-    let mut child = command(&nodes, &outbox, &said).arg("0").spawn().expect("starts");
     let path = outbox.to_str().expect("temporary folders have readable names");
     let progress = || fs::read_to_string(&said).expect("text").matches("ok ").count();
-    wait_for("some requests", BOUND, || match progress() {
-        few @ 0..100 => Err(few.to_string()),
-        _ => Ok(()),
-    });
-    let inject = "inject=fdatasync:error=EIO:when=1";
-    let arguments = ["-P", path, "-e", "trace=fdatasync", "-e", inject];
-    let mut strace = attach(child.id(), &arguments, &trace);
-    let status = child.wait().expect("it ended");
-    assert_eq!(status.code(), Some(1), "{status}");
-    strace.exit(BOUND);
-    let injected = fs::read_to_string(&trace).expect("strace wrote it");
-    assert!(injected.contains("(INJECTED)"), "{injected}");
+    for (call, error) in [("write", "ENOSPC"), ("fdatasync", "EIO")] {
+        let mut child = command(&nodes, &outbox, &said).arg(call).spawn().expect("starts");
+        let before = progress();
+        wait_for("some requests", BOUND, || match progress() - before {
+            few @ 0..100 => Err(few.to_string()),
+            _ => Ok(()),
+        });
+        let (only, inject) =
+            (format!("trace={call}"), format!("inject={call}:error={error}:when=1"));
+        let arguments = ["-P", path, "-e", &only, "-e", &inject];
+        let mut strace = attach(child.id(), &arguments, &trace);
+        let status = child.wait().expect("it ended");
+        assert_eq!(status.code(), Some(1), "{status}");
+        strace.exit(BOUND);
+        let injected = fs::read_to_string(&trace).expect("strace wrote it");
+        assert!(injected.contains("(INJECTED)"), "{injected}");
+    }
 
     let mut strace = Command::new("strace");
     strace.args(["-f", "-y", "-e", "trace=write,fsync,connect", "-o"]).arg(&trace);
