@@ -44,10 +44,14 @@ pub async fn outcome(client: &Client, name: RequestName, printer: &Printer) -> R
 
 /// Sees to it that a request never runs, unless it did.
 pub async fn cancel(client: &Client, name: RequestName, printer: &Printer) -> Result<(), End> {
-    match client.cancel(name).await.map_err(End::Untold)? {
-        Cancellation::Cancelled => printer.line("cancelled", &json!({ "fate": "cancelled" })),
+    let (cancellation, kept_for) = client.cancel_told(name).await.map_err(End::Untold)?;
+    match cancellation {
+        Cancellation::Cancelled => {
+            let json = json!({ "fate": "cancelled", "kept_for_ms": milliseconds(kept_for) });
+            printer.line("cancelled", &json)
+        }
         Cancellation::Done(outcome) => {
-            done(&outcome, None, printer)?;
+            done(&outcome, kept_for, printer)?;
             eprintln!("once: too late to cancel: the request was executed");
             Err(End::Negative)
         }

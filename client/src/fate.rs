@@ -41,7 +41,8 @@ pub enum Fate {
     Pending,
     /// Nobody has seen it. It may still arrive, and run: only a cancel rules that out.
     NeverSeen,
-    /// It never ran and never will.
+    /// It never ran and never will; under a *named* key for as long as that is remembered, which
+    /// [`Client::outcome_told`] tells: after that the key is like a new one, and a copy of the request runs.
     Cancelled,
     /// It will not run from now on. Whether it ever did is not known any more, for this reason: its
     /// session or key was forgotten, or the cluster is in another incarnation.
@@ -63,7 +64,8 @@ pub enum Fate {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "the request may have run before"]
 pub enum Cancellation {
-    /// The request never ran and never will.
+    /// The request never ran and never will; under a *named* key for as long as that is remembered, which
+    /// [`Client::cancel_told`] tells: after that the key is like a new one, and a copy of the request runs.
     Cancelled,
     /// Too late: it had run, once, and came to this.
     Done(Outcome),
@@ -254,16 +256,37 @@ impl Client {
     /// As [`outcome`](Self::outcome). After [`Error::NoAnswer`] it may or may not be cancelled: cancel
     /// it again.
     pub async fn cancel(&self, request: impl Into<RequestName>) -> Result<Cancellation, Error> {
+        self.cancel_told(request).await.map(|(cancellation, _)| cancellation)
+    }
+
+    /// As [`cancel`](Self::cancel), with how long the key is remembered at least; none in a session.
+    ///
+    /// ```no_run
+    /// # use onlyonce_client::{Cancellation, Client};
+    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let (cancellation, kept_for) = client.cancel_told(&client.with_key("order-1234")?).await?;
+    /// if cancellation == Cancellation::Cancelled {
+    ///     println!("a copy that is under way is refused for {kept_for:?}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn cancel_told(
+        &self,
+        request: impl Into<RequestName>,
+    ) -> Result<(Cancellation, Option<Duration>), Error> {
         let name = request.into();
         let cancel = |incarnation| Request::Cancel(name.question(incarnation));
-        match self.inner.fate(&name, cancel).await?.0 {
-            Fate::Done(outcome) => Ok(Cancellation::Done(outcome)),
-            Fate::Cancelled => Ok(Cancellation::Cancelled),
-            Fate::Forgotten(refusal) => Ok(Cancellation::Forgotten(refusal)),
+        let (fate, kept_for) = self.inner.fate(&name, cancel).await?;
+        let cancellation = match fate {
+            Fate::Done(outcome) => Cancellation::Done(outcome),
+            Fate::Cancelled => Cancellation::Cancelled,
+            Fate::Forgotten(refusal) => Cancellation::Forgotten(refusal),
             Fate::Pending | Fate::NeverSeen => {
-                Err(Error::BadReply("that a request is still open to a cancel".to_owned()))
+                return Err(Error::BadReply("that a request is still open to a cancel".to_owned()));
             }
-        }
+        };
+        Ok((cancellation, kept_for))
     }
 
     /// Takes up a request that another call, or another process, left unresolved: sends **the same

@@ -173,6 +173,10 @@ fn a_key_survives_everything() {
     assert!(first["kept_for_ms"].as_u64().is_some_and(|ms| ms > day / 3 && ms <= day), "{first}");
     // What comes after it does not change the reply.
     assert_prints(&nodes, &["incr", "n", "100"], 0, "105\n");
+    let cancelled = json_of(&nodes, &["cancel", "--key", "order-2"]);
+    assert_eq!(cancelled["fate"], "cancelled");
+    let kept_for = cancelled["kept_for_ms"].as_u64();
+    assert!(kept_for.is_some_and(|ms| ms > day / 3 && ms <= day), "{cancelled}");
     assert_prints(&nodes, &["cancel", "--key", "order-2"], 0, "cancelled\n");
     let replays = |when: &str| {
         assert_says(&nodes, &["--key", "order-2", "incr", "n"], 1, &["refused (cancelled)"]);

@@ -10,7 +10,7 @@ use onlyonce_wire::StoreId;
 use onlyonce_wire::client::{Answer, ExecuteId};
 use onlyonce_wire::{ClusterId, Seq};
 
-use crate::fake::{CLUSTER, FakeNode, Model, Reaction, Received};
+use crate::fake::{CLUSTER, FakeNode, KEPT_FOR_MS, Model, Reaction, Received};
 use crate::{builder, client};
 
 const DEADLINE: Duration = Duration::from_millis(200);
@@ -115,6 +115,13 @@ async fn a_cancel_is_the_end() {
     let error = client.resume(&handle).await.expect_err("cancelled");
     assert!(matches!(error, Error::Refused(Refusal::Cancelled)), "{error:?}");
     assert_eq!(model.lock().expect("kept rules").executed, 0);
+
+    // Under a key it is told for how long that holds; in a session, for as long as the session lives.
+    let told = client.cancel_told(&handle).await.expect("an answer");
+    assert_eq!(told, (Cancellation::Cancelled, None));
+    let key = IdempotencyKey::new("order-1").expect("a fine key");
+    let told = client.cancel_told(key).await.expect("an answer");
+    assert_eq!(told, (Cancellation::Cancelled, Some(Duration::from_millis(KEPT_FOR_MS))));
 }
 
 /// A request whose session expired, or whose incarnation is over, stays unresolved, and says why.
