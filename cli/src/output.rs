@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use onlyonce_client::{BuildError, Error, limits};
+use onlyonce_client::{BuildError, Error, UnresolvedReason, limits};
 use serde_json::{Value, json};
 
 /// The exit code where 1, "it did not take effect", would say too much.
@@ -144,10 +144,7 @@ impl Printer {
         };
         let mut json = json!({ "error": status, "message": error.to_string() });
         if let Error::Unresolved(unresolved) = error {
-            eprintln!(
-                "once: keep the handle, it names this request: 'once resume HANDLE' goes on with it, \
-                 'once outcome HANDLE' asks what became of it, 'once cancel HANDLE' rules it out"
-            );
+            eprintln!("once: {}", advice(unresolved.reason()));
             json["handle"] = unresolved.handle().to_string().into();
         }
         self.error_line(&json);
@@ -158,6 +155,16 @@ impl Printer {
     fn error_line(&self, json: &Value) {
         // The exit code tells the same; there is nobody to tell of a closed output.
         let _ = self.line("", json);
+    }
+}
+
+/// What to do about a request that is unresolved.
+fn advice(reason: &UnresolvedReason) -> &'static str {
+    if matches!(reason, UnresolvedReason::KeyExpired(_)) {
+        "do not resume the handle; 'once outcome HANDLE' tells what is still known of the request"
+    } else {
+        "keep the handle, it names this request: 'once resume HANDLE' goes on with it, \
+         'once outcome HANDLE' asks what became of it, 'once cancel HANDLE' rules it out"
     }
 }
 

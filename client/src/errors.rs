@@ -262,6 +262,7 @@ struct UnresolvedParts {
 ///         UnresolvedReason::NoContent => true,   // with `resume_with`
 ///         UnresolvedReason::Unanswered => true,  // one more copy has the same id
 ///         UnresolvedReason::Refused(_) => false, // its id is void
+///         UnresolvedReason::KeyExpired(_) => false, // it could run a second time
 ///     }
 /// }
 /// assert!(!is_worth_resuming(&UnresolvedReason::Refused(Refusal::SessionExpired)));
@@ -281,6 +282,10 @@ pub enum UnresolvedReason {
     NoContent,
     /// It was sent as often as the client's [`Semantics`](crate::Semantics) allow.
     Unanswered,
+    /// Its *named* key is remembered for this long, and a copy without a reply is about as old: the
+    /// cluster may have forgotten that it ran, and take another copy for a new request. So none is
+    /// sent, and none should be: [`Client::resume`](crate::Client::resume) would send one.
+    KeyExpired(Duration),
 }
 
 impl fmt::Display for UnresolvedReason {
@@ -294,6 +299,11 @@ impl fmt::Display for UnresolvedReason {
                 "its content was too long for the handle and has to be given again; nothing was sent",
             ),
             Self::Unanswered => f.write_str("no reply, and it is not sent again"),
+            Self::KeyExpired(retention) => write!(
+                f,
+                "no reply for about as long as its named key is remembered ({retention:?}): sent again, \
+                 it could run a second time"
+            ),
         }
     }
 }

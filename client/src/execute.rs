@@ -234,6 +234,9 @@ impl Inner {
                 self.unresolved(UnresolvedReason::BadReply(text), operation, progress)
             }
             Stop::Unanswered => self.unresolved(UnresolvedReason::Unanswered, operation, progress),
+            Stop::KeyExpired(retention) => {
+                self.unresolved(UnresolvedReason::KeyExpired(retention), operation, progress)
+            }
             Stop::Refused(refusal) => Error::Refused(refusal),
             Stop::Unusable(why) => Error::Unusable(why),
             Stop::BadReply(text) => Error::Unusable(format!("a node answered {text}")),
@@ -275,6 +278,7 @@ impl Inner {
                 UnresolvedReason::Refused(_) => entry.done(),
                 UnresolvedReason::Deadline(_)
                 | UnresolvedReason::Unanswered
+                | UnresolvedReason::KeyExpired(_)
                 | UnresolvedReason::BadReply(_)
                 | UnresolvedReason::Unusable(_)
                 | UnresolvedReason::NoContent => entry.leave(),
@@ -290,7 +294,9 @@ impl Inner {
         self.cluster.discover(&mut progress).await.map_err(|stop| match stop {
             Stop::Refused(refusal) => Error::Refused(refusal),
             Stop::Unusable(why) | Stop::BadReply(why) => Error::Unusable(why),
-            Stop::Unanswered => unreachable!("only requests under way are given up"),
+            Stop::Unanswered | Stop::KeyExpired(_) => {
+                unreachable!("only requests under way are given up")
+            }
         })?;
         let addresses = self.cluster.addresses();
         if addresses.is_empty() {

@@ -478,7 +478,9 @@ impl Inner {
             Ok(answer) => Ok(answer),
             Err(Stop::Unusable(why)) => Err(Error::Unusable(why)),
             Err(Stop::BadReply(text)) => Err(Error::BadReply(text)),
-            Err(Stop::Unanswered) => unreachable!("questions are asked again"),
+            Err(Stop::Unanswered | Stop::KeyExpired(_)) => {
+                unreachable!("questions are asked again")
+            }
         }
     }
 

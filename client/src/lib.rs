@@ -29,8 +29,8 @@
 //!
 //! How the parts play together: `execute` gives a request its id (from a `session`, or a fresh key)
 //! and judges its end (`keyed`: under a key of the caller's; `fate`: what became of one, and once
-//! more); `retry` is the loop, `cluster` knows whom to ask (with the help of
-//! `discovery`), `connection` multiplexes calls over one socket.
+//! more); `retry` is the loop (`expiry`: until when it may go on under a named key), `cluster` knows
+//! whom to ask (with the help of `discovery`), `connection` multiplexes calls over one socket.
 
 mod backup;
 mod builder;
@@ -39,6 +39,7 @@ mod connection;
 mod discovery;
 mod errors;
 mod execute;
+mod expiry;
 mod fate;
 mod handle;
 mod keyed;

@@ -5,7 +5,8 @@
 //! "did nothing" is out of the world; one that was lost, timed out, or answered with "cannot say" may
 //! still run or have run: from then on the request is *exposed*, and only an answer about the request
 //! itself ([`Answer::Executed`], or a refusal that covers every copy) ends it; or the client's
-//! [`Semantics`](crate::Semantics), by which only so many copies may go unanswered.
+//! [`Semantics`](crate::Semantics), by which only so many copies may go unanswered; or, under a named
+//! key, that one of them is so old that the key may be forgotten ([`expiry`](crate::expiry)).
 //! [`Progress`] keeps that account, and outlives the loop's future when a deadline or the caller
 //! drops it.
 
@@ -20,6 +21,7 @@ use tokio::time::sleep;
 use crate::cluster::{Cluster, Node};
 use crate::connection::{Connection, NoReply};
 use crate::errors::NodeReports;
+use crate::expiry::{KeyExpiry, Moment};
 use crate::handle::Home;
 use crate::outbox::Entry;
 use crate::session::Ticket;
@@ -59,6 +61,9 @@ pub(crate) enum Stop {
     BadReply(String),
     /// As many copies of the request are unanswered as the client's semantics send.
     Unanswered,
+    /// Its named key, which is remembered for so long, may be forgotten: another copy could run a
+    /// second time.
+    KeyExpired(Duration),
 }
 
 /// What became of a request so far. Dropping it with an unsettled ticket abandons the request.
@@ -86,6 +91,10 @@ pub(crate) struct Progress {
     home: Option<Home>,
     /// Where the last copy went.
     asked: Option<Home>,
+    /// When it was sent.
+    sent: Option<Moment>,
+    /// Under a named key: when that may be forgotten, if a copy of this client's ran.
+    key_expiry: Option<KeyExpiry>,
     /// Where `home` is that of a handle, and not this client's own finding: the nodes that turned
     /// out to be of another. When all are, there is nothing to wait for.
     strays: Option<Vec<Arc<str>>>,
@@ -156,6 +165,7 @@ impl Progress {
         (self.exposed, self.unanswered) = (false, 0);
         (self.in_flight, self.delivered) = (false, false);
         (self.home, self.asked) = (None, None);
+        (self.sent, self.key_expiry) = (None, None);
     }
 
     /// The request's fate is known: its id is done with.
@@ -200,6 +210,20 @@ impl Progress {
             self.unanswered = self.unanswered.saturating_add(1);
             self.home.get_or_insert(Home::of(by));
         }
+        if let (Some((_, ExecuteId::Key(key))), Some(sent)) = (&self.identity, self.sent)
+            && key.time_ms().is_none()
+        {
+            let expiry = KeyExpiry::of(sent, Duration::from_millis(by.key_retention_ms));
+            self.key_expiry = Some(self.key_expiry.map_or(expiry, |known| known.min(expiry)));
+        }
+    }
+
+    /// Fails once another copy could run a second time.
+    fn check_key(&self) -> Result<(), Stop> {
+        match self.key_expiry {
+            Some(expiry) if expiry.is_past() => Err(Stop::KeyExpired(expiry.retention)),
+            Some(_) | None => Ok(()),
+        }
     }
 }
 
@@ -234,7 +258,8 @@ impl Cluster {
                 self.turn_away(&node, welcome, progress).await?;
                 continue;
             }
-            progress.asked = Some(Home::of(welcome));
+            progress.check_key()?;
+            (progress.asked, progress.sent) = (Some(Home::of(welcome)), Some(Moment::now()));
             let limit = self.options().attempt_timeout;
             match connection.call(request, limit, &mut progress.in_flight).await {
                 Ok(answer) => {
@@ -416,6 +441,7 @@ impl Cluster {
         {
             return Err(Stop::Unanswered);
         }
+        progress.check_key()?;
         progress.fruitless += 1;
         let nodes = self.nodes_known();
         if progress.fruitless <= nodes {

@@ -60,6 +60,7 @@ pub struct Clients {
     pub counters: Arc<Counters>,
     pub status: watch::Receiver<NodeStatus>,
     pub session_idle: Duration,
+    pub key_retention: Duration,
     pub warmer: Warmer,
     pub refusals: RateLimit,
 }
@@ -424,6 +425,7 @@ impl Clients {
             store: status.store,
             name: status.name,
             session_idle_ms: self.session_idle.as_millis() as u64,
+            key_retention_ms: self.key_retention.as_millis() as u64,
         }));
         Ok(())
     }

@@ -240,6 +240,7 @@ impl Node {
             counters: Arc::clone(&common.counters),
             status: status.subscribe(),
             session_idle: config.timing.session_idle,
+            key_retention: config.timing.key_retention,
             warmer,
             refusals: RateLimit::new(Duration::from_secs(1)),
         };

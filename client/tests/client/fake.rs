@@ -292,6 +292,7 @@ impl FakeNode {
                 store: StoreId(7),
                 name: "fake".to_owned(),
                 session_idle_ms: 60_000,
+                key_retention_ms: 86_400_000,
             })),
         });
         let accepting = accept(listener, Arc::clone(&shared));

@@ -1,10 +1,10 @@
 //! Requests under keys of the caller's.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use onlyonce_client::{
-    Client, Error, Executed, IdempotencyKey, IdempotencyKeyError, Incarnation, Operation, Outcome,
-    Refusal, RequestId, UnresolvedReason, Write, fresh_key, limits,
+    Client, Error, Executed, IdempotencyKey, IdempotencyKeyError, Incarnation, Limit, Operation,
+    Outcome, Refusal, RequestId, UnresolvedReason, Write, fresh_key, limits,
 };
 use onlyonce_wire::client::{Answer, ExecuteId};
 
@@ -124,4 +124,56 @@ async fn a_key_goes_on_in_a_new_incarnation() {
     let sent = node.executes();
     assert_eq!(sent.len(), 2);
     assert!(sent.iter().all(|copy| key_of(copy) == *keyed.key()), "{sent:?}");
+}
+
+/// Under a named key no copy leaves once the key of an earlier one may be forgotten, however that was
+/// lost: the call ends by itself, and says why.
+#[tokio::test]
+async fn no_copy_leaves_after_the_retention() {
+    const RETENTION: Duration = Duration::from_millis(900);
+    for lose in [|| Reaction::LoseAnswer, || Reaction::Cut, || Reaction::Answer(Answer::AskAgain)] {
+        let model = Model::shared();
+        let node = FakeNode::start(&model, move |_| lose()).await;
+        remember_for(&node, RETENTION);
+        let keyed = client(&node).with_key("order-1").expect("a fine key");
+        let begun = Instant::now();
+        let ended = tokio::time::timeout(Duration::from_secs(10), keyed.incr("n", 1)).await;
+        let Ok(Err(Error::Unresolved(unresolved))) = ended else { panic!("{ended:?}") };
+        assert_eq!(*unresolved.reason(), UnresolvedReason::KeyExpired(RETENTION));
+        assert!(begun.elapsed() >= RETENTION / 8 * 7, "given up after {:?}", begun.elapsed());
+        assert!(node.executes().len() > 1, "it was sent once only");
+        assert_eq!(*unresolved.handle().id(), RequestId::Key(keyed.key().clone()));
+    }
+}
+
+/// A copy that did nothing is no reason to stop, however old it is; nor is any copy under a timed key,
+/// which is refused once it is forgotten.
+#[tokio::test]
+async fn only_copies_that_may_have_run_age_a_named_key() {
+    const RETENTION: Duration = Duration::from_millis(50);
+    let timed = fresh_key();
+    for (key, lose) in [(IdempotencyKey::new("order-1").expect("a fine key"), false), (timed, true)]
+    {
+        let model = Model::shared();
+        let begun = Instant::now();
+        let node =
+            FakeNode::start(&model, move |_| match (begun.elapsed() < RETENTION * 4, lose) {
+                (true, true) => Reaction::Cut,
+                (true, false) => Reaction::Answer(Answer::Refused(Refusal::Busy(Limit::Queue))),
+                (false, _) => Reaction::Serve,
+            })
+            .await;
+        remember_for(&node, RETENTION);
+        let keyed = client(&node).with_key(key).expect("a key");
+        assert_eq!(keyed.incr("n", 1).await.expect("counted"), 1);
+        assert!(begun.elapsed() >= RETENTION * 4 && node.executes().len() > 1);
+    }
+}
+
+/// From now on the node says that it remembers named keys for so long.
+fn remember_for(node: &FakeNode, retention: Duration) {
+    node.greet_with(|greeting| {
+        let welcome = greeting.as_mut().expect("it says welcome");
+        welcome.key_retention_ms = retention.as_millis() as u64;
+    });
 }

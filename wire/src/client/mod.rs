@@ -73,6 +73,8 @@ pub struct Welcome {
     pub name: String,
     /// How long a session may be idle before it is expired, in milliseconds.
     pub session_idle_ms: u64,
+    /// How long the node remembers the named key of a request that it executes, in milliseconds.
+    pub key_retention_ms: u64,
 }
 
 /// Why a node ends a connection.
