@@ -326,7 +326,7 @@ impl Unresolved {
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let client = Client::builder().nodes(["10.0.0.1:7400"]).build()?;
     /// // This handle is without the content, so a resume is unresolved before anything is sent.
-    /// let handle: Handle = "once1-00n0207vxqzfrrk00404t0fyr276js2myxpfsetsb657ea6zfn933d0v".parse()?;
+    /// let handle: Handle = "once1-00n0207vxqzfrrk00404thg1zv08wtb4akvpsz5vb5crmxs8vxyrw6mw8r".parse()?;
     /// let Err(Error::Unresolved(open)) = client.resume(&handle).await else { unreachable!() };
     /// assert_eq!(open.handle(), &handle);
     /// # Ok(())
@@ -344,7 +344,7 @@ impl Unresolved {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let client = Client::builder().nodes(["10.0.0.1:7400"]).build()?;
-    /// let handle: Handle = "once1-00n0207vxqzfrrk00404t0fyr276js2myxpfsetsb657ea6zfn933d0v".parse()?;
+    /// let handle: Handle = "once1-00n0207vxqzfrrk00404thg1zv08wtb4akvpsz5vb5crmxs8vxyrw6mw8r".parse()?;
     /// let Err(Error::Unresolved(open)) = client.resume(&handle).await else { unreachable!() };
     /// assert_eq!(open.reason(), &UnresolvedReason::NoContent);
     /// # Ok(())

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use onlyonce_wire::check::check_size;
 use onlyonce_wire::client::{
     Answer, Consequence, Execute, ExecuteId, Operation, Outcome, Part, Read, Refusal, Request,
-    RequestId,
 };
 use onlyonce_wire::codec;
 use onlyonce_wire::limits::{OPERATION_BYTES_MAX, REPLY_BYTES_MAX};
@@ -213,9 +212,10 @@ impl Inner {
             let handle = Handle::new(
                 progress.home(self.cluster.id()),
                 incarnation,
-                RequestId::Key(key),
+                &ExecuteId::Key(key),
                 operation,
             );
+            let handle = handle.expect("its key names it");
             let nodes = std::mem::take(&mut progress.reports);
             Error::Unresolved(Unresolved::new(handle, reason, nodes, None))
         })
@@ -262,12 +262,14 @@ impl Inner {
         operation: &Bytes,
         mut progress: Progress,
     ) -> Error {
+        // Whoever has the handle cannot know what this client has seen.
+        progress.raise_watermark();
         let (incarnation, id) = progress.identity.clone().expect("it was sent");
-        let Some(id) = id.request() else {
+        let home = progress.home(self.cluster.id());
+        let Some(handle) = Handle::new(home, incarnation, &id, operation) else {
             let (copies, nodes) = (progress.copies(), std::mem::take(&mut progress.reports));
             return Error::Uncounted(Uncounted { copies, reason, nodes });
         };
-        let handle = Handle::new(progress.home(self.cluster.id()), incarnation, id, operation);
         let registration = progress.ticket.take().map(|ticket| {
             ticket.registration.leave_open();
             ticket.abandon()

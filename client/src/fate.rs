@@ -9,7 +9,7 @@ use onlyonce_wire::client::{
     RequestId, SessionDetail, SessionStatus,
 };
 use onlyonce_wire::ids::IdempotencyKeyError;
-use onlyonce_wire::{IdempotencyKey, Incarnation, Session, SessionId, codec};
+use onlyonce_wire::{IdempotencyKey, Incarnation, Seq, Session, SessionId, codec};
 
 use crate::Client;
 use crate::errors::{Error, NoAnswer, NodeReports, Unresolved, UnresolvedReason, answer_name};
@@ -94,12 +94,13 @@ pub struct RequestName {
     home: Option<Home>,
     incarnation: Option<Incarnation>,
     id: RequestId,
+    first_unacked: Seq,
     fingerprint: Option<Fingerprint>,
 }
 
 impl From<RequestId> for RequestName {
     fn from(id: RequestId) -> Self {
-        Self { home: None, incarnation: None, id, fingerprint: None }
+        Self { home: None, incarnation: None, id, first_unacked: Seq(1), fingerprint: None }
     }
 }
 
@@ -133,6 +134,7 @@ impl From<&Handle> for RequestName {
             home: Some(handle.home),
             incarnation: Some(handle.incarnation()),
             id: handle.id().clone(),
+            first_unacked: handle.first_unacked(),
             fingerprint: Some(handle.fingerprint()),
         }
     }
@@ -140,7 +142,12 @@ impl From<&Handle> for RequestName {
 
 impl RequestName {
     fn question(&self, incarnation: Incarnation) -> Question {
-        Question { incarnation, id: self.id.clone(), fingerprint: self.fingerprint }
+        Question {
+            incarnation,
+            id: self.id.clone(),
+            first_unacked: self.first_unacked,
+            fingerprint: self.fingerprint,
+        }
     }
 }
 
@@ -325,7 +332,7 @@ impl Client {
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let client = Client::builder().nodes(["10.0.0.1:7400"]).build()?;
     /// // The handle of a put of 1,000 bytes: it has their fingerprint only.
-    /// let handle: Handle = "once1-00n0207vxqzfrrk00404t0fyr276js2myxpfsetsb657ea6zfn933d0v".parse()?;
+    /// let handle: Handle = "once1-00n0207vxqzfrrk00404thg1zv08wtb4akvpsz5vb5crmxs8vxyrw6mw8r".parse()?;
     /// let other = Operation::Write(Write::Put { key: "essay".into(), value: "x".into() });
     /// let refused = client.resume_with(&handle, &other).await;
     /// assert!(matches!(refused, Err(Error::Refused(Refusal::Mismatch))));

@@ -3,6 +3,8 @@
 //! ```text
 //! "once1-" │ base32 of: the encoded (home, incarnation, id, content) │ checksum (4 bytes)
 //! ```
+//! The id is what a copy goes out under, in a session with the watermark of when the request was given
+//! up: without it, a late request would find its session's window full for ever.
 //! The content is the operation's bytes where they are few, so that whoever has the text can send
 //! the request again; else their fingerprint. The alphabet is Crockford's (no i, l, o, u), in lower
 //! case. One handle has one text: anything that does not print as it was read is refused.
@@ -40,6 +42,8 @@ pub struct Handle {
     pub(crate) home: Home,
     incarnation: Incarnation,
     id: RequestId,
+    /// In a session: its client had seen all replies below this one.
+    first_unacked: Seq,
     content: Content,
 }
 
@@ -86,18 +90,20 @@ enum Content {
 }
 
 impl Handle {
+    /// Names a request that goes out under `id`; none if nothing names it.
     pub(crate) fn new(
         home: Home,
         incarnation: Incarnation,
-        id: RequestId,
+        id: &ExecuteId,
         operation: &Bytes,
-    ) -> Self {
+    ) -> Option<Self> {
+        let (id, first_unacked) = request_and_watermark(id)?;
         let content = if operation.len() <= CONTENT_BYTES_MAX {
             Content::Operation(operation.clone())
         } else {
             Content::Fingerprint(Fingerprint::of(operation))
         };
-        Self { home, incarnation, id, content }
+        Some(Self { home, incarnation, id, first_unacked, content })
     }
 
     /// The cluster that was asked; none when that was not known.
@@ -105,7 +111,7 @@ impl Handle {
     /// ```
     /// # use onlyonce_client::{ClusterId, Handle};
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let handle: Handle = "once1-00n0207vxqzfrrk00404t00a0010cxk9edmq8wr2b5ks4h0".parse()?;
+    /// let handle: Handle = "once1-00n0207vxqzfrrk00404thg0180041kpd5spjx3k08yvs94c".parse()?;
     /// // Who finds such a text in a log knows where to ask.
     /// assert_eq!(handle.cluster(), Some(ClusterId(42)));
     /// # Ok(())
@@ -124,7 +130,7 @@ impl Handle {
     /// ```
     /// # use onlyonce_client::{Handle, Incarnation};
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let handle: Handle = "once1-00n0207vxqzfrrk00404t00a0010cxk9edmq8wr2b5ks4h0".parse()?;
+    /// let handle: Handle = "once1-00n0207vxqzfrrk00404thg0180041kpd5spjx3k08yvs94c".parse()?;
     /// // After a restore the cluster is in another one, and tells that the request is forgotten.
     /// assert_eq!(handle.incarnation(), Incarnation(1));
     /// # Ok(())
@@ -155,7 +161,7 @@ impl Handle {
     /// ```
     /// # use onlyonce_client::Handle;
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let in_session: Handle = "once1-00n0207vxqzfrrk00404t00a0010cxk9edmq8wr2b5ks4h0".parse()?;
+    /// let in_session: Handle = "once1-00n0207vxqzfrrk00404thg0180041kpd5spjx3k08yvs94c".parse()?;
     /// let keyed: Handle = "once1-00n0208019qq4s35e8pk2chk6g00p0020xh62v31dshpaewtk0gs6".parse()?;
     /// // Of the content alone: the same write under two ids has one fingerprint; these are two writes.
     /// assert_ne!(in_session.fingerprint(), keyed.fingerprint());
@@ -175,10 +181,10 @@ impl Handle {
     /// ```
     /// # use onlyonce_client::{Handle, Operation, Write};
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let short: Handle = "once1-00n0207vxqzfrrk00404t00a0010cxk9edmq8wr2b5ks4h0".parse()?;
+    /// let short: Handle = "once1-00n0207vxqzfrrk00404thg0180041kpd5spjx3k08yvs94c".parse()?;
     /// let incr = Write::Incr { key: "visits".into(), by: 1 };
     /// assert_eq!(short.operation(), Some(Operation::Write(incr)));
-    /// let long: Handle = "once1-00n0207vxqzfrrk00404t0fyr276js2myxpfsetsb657ea6zfn933d0v".parse()?;
+    /// let long: Handle = "once1-00n0207vxqzfrrk00404thg1zv08wtb4akvpsz5vb5crmxs8vxyrw6mw8r".parse()?;
     /// assert_eq!(long.operation(), None);
     /// # Ok(())
     /// # }
@@ -197,15 +203,22 @@ impl Handle {
         }
     }
 
-    /// The id to send it again under. What its client has seen meanwhile is not known here, and need
+    /// The id to send it again under. What its client has seen since is not known here, and need
     /// not be: the server keeps the highest watermark that it was told.
     pub(crate) fn execute_id(&self) -> ExecuteId {
         match &self.id {
             RequestId::Key(key) => ExecuteId::Key(key.clone()),
-            RequestId::Seq { session, seq } => {
-                ExecuteId::Session { session: *session, seq: *seq, first_unacked: Seq(1) }
-            }
+            RequestId::Seq { session, seq } => ExecuteId::Session {
+                session: *session,
+                seq: *seq,
+                first_unacked: self.first_unacked,
+            },
         }
+    }
+
+    /// Its client had seen all replies below this one; `Seq(1)` outside of sessions.
+    pub(crate) fn first_unacked(&self) -> Seq {
+        self.first_unacked
     }
 
     /// Checks what was read rather than made here.
@@ -213,6 +226,9 @@ impl Handle {
         match &self.id {
             RequestId::Key(key) => key.check().map_err(|error| error.to_string())?,
             RequestId::Seq { seq: Seq(0), .. } => return Err("a request is numbered 0".to_owned()),
+            RequestId::Seq { seq, .. } if !(Seq(1)..=*seq).contains(&self.first_unacked) => {
+                return Err("its watermark is not one of its session".to_owned());
+            }
             RequestId::Seq { .. } => {}
         }
         if let Content::Operation(bytes) = &self.content {
@@ -226,8 +242,8 @@ impl Handle {
 
 impl fmt::Display for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { home, incarnation, id, content } = self;
-        let mut bytes = codec::encode(&(home, incarnation, id, content));
+        let Self { home, incarnation, content, .. } = self;
+        let mut bytes = codec::encode(&(home, incarnation, self.execute_id(), content));
         bytes.extend_from_slice(&checksum(&bytes));
         write!(f, "{PREFIX}{}", base32(&bytes))
     }
@@ -237,7 +253,7 @@ impl fmt::Display for Handle {
 ///
 /// ```
 /// # use onlyonce_client::{Handle, HandleError};
-/// let text = "once1-00n0207vxqzfrrk00404t00a0010cxk9edmq8wr2b5ks4h0";
+/// let text = "once1-00n0207vxqzfrrk00404thg0180041kpd5spjx3k08yvs94c";
 /// assert!(text.parse::<Handle>().is_ok());
 /// // What was not copied whole names no other request by accident.
 /// assert_eq!(text[..40].parse::<Handle>(), Err(HandleError::Checksum));
@@ -274,12 +290,24 @@ impl FromStr for Handle {
         if text.len() > TEXT_BYTES_MAX || checksum(content) != sum || base32(&bytes) != digits {
             return Err(HandleError::Checksum);
         }
-        let (home, incarnation, id, content) = codec::decode::<_, TEXT_BYTES_MAX>(content)
-            .map_err(|error| HandleError::Content(error.to_string()))?;
-        let handle = Self { home, incarnation, id, content };
+        let (home, incarnation, id, content) =
+            codec::decode::<(_, _, ExecuteId, _), TEXT_BYTES_MAX>(content)
+                .map_err(|error| HandleError::Content(error.to_string()))?;
+        let nameless = || HandleError::Content("it names no request".to_owned());
+        let (id, first_unacked) = request_and_watermark(&id).ok_or_else(nameless)?;
+        let handle = Self { home, incarnation, id, first_unacked, content };
         handle.check().map_err(HandleError::Content)?;
         Ok(handle)
     }
+}
+
+/// What names a request, and what its client had seen; none if nothing names it.
+fn request_and_watermark(id: &ExecuteId) -> Option<(RequestId, Seq)> {
+    let first_unacked = match id {
+        ExecuteId::Session { first_unacked, .. } => *first_unacked,
+        ExecuteId::Key(_) | ExecuteId::Anonymous => Seq(1),
+    };
+    Some((id.request()?, first_unacked))
 }
 
 fn checksum(content: &[u8]) -> [u8; CHECKSUM_BYTES] {
@@ -339,30 +367,35 @@ mod tests {
         encoded
     }
 
-    fn in_session(home: Home, operation: &Bytes) -> Handle {
-        let session = Session { id: SessionId(u128::MAX / 7), opened_at: OpenedAt(90_210) };
-        let id = RequestId::Seq { session, seq: Seq(77) };
-        Handle::new(home, Incarnation(1), id, operation)
+    fn in_session([opened_at, seq, first_unacked]: [u64; 3]) -> ExecuteId {
+        let session = Session { id: SessionId(u128::MAX / 7), opened_at: OpenedAt(opened_at) };
+        ExecuteId::Session { session, seq: Seq(seq), first_unacked: Seq(first_unacked) }
+    }
+
+    fn handle(home: Home, incarnation: u64, id: &ExecuteId, operation: &Bytes) -> Handle {
+        Handle::new(home, Incarnation(incarnation), id, operation).expect("it is named")
     }
 
     fn handles() -> [Handle; 2] {
         let key = IdempotencyKey::new("invoice-2024-06").expect("a fine key");
-        let home = Home::Store(StoreId(7));
+        let cluster = Home::Cluster(ClusterId(42));
         [
-            in_session(Home::Cluster(ClusterId(42)), &put_of(12)),
-            Handle::new(home, Incarnation(3), RequestId::Key(key), &put_of(300)),
+            handle(cluster, 1, &in_session([90_210, 77, 70]), &put_of(12)),
+            handle(Home::Store(StoreId(7)), 3, &ExecuteId::Key(key), &put_of(300)),
         ]
     }
 
-    /// Short operations travel with the handle, long ones do not; the documented lengths.
+    /// Short operations travel with the handle, long ones do not; the documented lengths, of the
+    /// largest numbers.
     #[test]
     fn short_operations_travel_along() {
         let home = Home::Cluster(ClusterId(u128::MAX));
+        let id = in_session([u64::MAX; 3]);
         for (bytes, carried, most) in
-            [(12, true, 110), (CONTENT_BYTES_MAX, true, 500), (CONTENT_BYTES_MAX + 1, false, 110)]
+            [(12, true, 160), (CONTENT_BYTES_MAX, true, 550), (CONTENT_BYTES_MAX + 1, false, 160)]
         {
             let operation = put_of(bytes);
-            let handle = in_session(home, &operation);
+            let handle = handle(home, u64::MAX, &id, &operation);
             assert_eq!(handle.operation_bytes(), carried.then_some(&operation));
             assert_eq!(handle.operation().is_some(), carried);
             assert_eq!(handle.fingerprint(), Fingerprint::of(&operation));
@@ -371,21 +404,24 @@ mod tests {
         }
         let key = IdempotencyKey::new(vec![b'k'; IDEMPOTENCY_KEY_BYTES_MAX]).expect("a fine key");
         let operation = put_of(CONTENT_BYTES_MAX);
-        let longest =
-            Handle::new(home, Incarnation(u64::MAX), RequestId::Key(key), &operation).to_string();
-        assert!(longest.len() <= 900, "{}", longest.len());
+        let longest = handle(home, u64::MAX, &ExecuteId::Key(key), &operation).to_string();
+        assert!(longest.len() <= 890, "{}", longest.len());
         assert!(longest.parse::<Handle>().is_ok());
     }
 
     /// A handle whose checksum is right and whose content is not is refused too.
     #[test]
     fn meaningless_content_is_refused() {
-        let handle = Handle {
-            content: Content::Operation(Bytes::from_static(&[0xff; 9])),
-            ..handles()[0].clone()
-        };
-        let refused = handle.to_string().parse::<Handle>();
-        assert!(matches!(refused, Err(HandleError::Content(_))), "{refused:?}");
+        let [good, _] = handles();
+        let content = Content::Operation(Bytes::from_static(&[0xff; 9]));
+        for bad in [
+            Handle { content, ..good.clone() },
+            Handle { first_unacked: Seq(0), ..good.clone() },
+            Handle { first_unacked: Seq(78), ..good },
+        ] {
+            let refused = bad.to_string().parse::<Handle>();
+            assert!(matches!(refused, Err(HandleError::Content(_))), "{refused:?}");
+        }
     }
 
     /// Handles read what they print.

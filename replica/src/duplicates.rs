@@ -157,12 +157,9 @@ impl DuplicateTable {
         fingerprint: Fingerprint,
     ) -> Result<Verdict, Stop> {
         if let ExecuteId::Session { seq, first_unacked, .. } = id
-            && (*first_unacked == Seq(0) || first_unacked > seq)
+            && let Err(refusal) = check_watermark(*seq, *first_unacked)
         {
-            let text = format!(
-                "seq {seq} with first_unacked {first_unacked}: 1 ≤ first_unacked ≤ seq is needed"
-            );
-            return Ok(Verdict::NotNow(Refusal::Invalid(text)));
+            return Ok(Verdict::NotNow(refusal));
         }
         let Some(request) = id.request() else { return Ok(Verdict::New) };
         match self.find(state, now, &request)? {
@@ -251,16 +248,22 @@ impl DuplicateTable {
         question: &Question,
         effects: &mut Vec<Effect>,
     ) -> Result<(Verdict, Option<u64>), Stop> {
+        let seen = question.first_unacked;
+        if let RequestId::Seq { seq, .. } = question.id
+            && let Err(refusal) = check_watermark(seq, seen)
+        {
+            return Ok((Verdict::NotNow(refusal), None));
+        }
         let verdict = match self.find(state, now, &question.id)? {
             Found::Told(verdict) => verdict,
             Found::Saved { reply, kept_for_ms, index } => {
                 fate(reply, question.fingerprint, kept_for_ms, index)
             }
             Found::Absent { .. } => {
-                if let Some(refusal) = self.refuses(wall, &question.id, Seq(0)) {
+                if let Some(refusal) = self.refuses(wall, &question.id, seen) {
                     return Ok((Verdict::NotNow(refusal), None));
                 }
-                let (at, id) = ((now, index), (&question.id, Seq(0)));
+                let (at, id) = ((now, index), (&question.id, seen));
                 let recorded = self.record(state, at, id, ReplyRow::Cancelled, effects)?;
                 return Ok(match recorded {
                     Ok(kept_for_ms) => (Verdict::New, kept_for_ms),
@@ -497,6 +500,16 @@ pub(crate) fn remove_session_rows(
     }
     delete(effects, Table::Sessions, SessionRow::key(id));
     Ok(())
+}
+
+/// Refuses what no client can have seen.
+fn check_watermark(seq: Seq, first_unacked: Seq) -> Result<(), Refusal> {
+    if (Seq(1)..=seq).contains(&first_unacked) {
+        return Ok(());
+    }
+    Err(Refusal::Invalid(format!(
+        "seq {seq} with first_unacked {first_unacked}: 1 ≤ first_unacked ≤ seq is needed"
+    )))
 }
 
 /// A session that is not live is gone for good if it was opened in the committed history; one

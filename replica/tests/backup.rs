@@ -187,6 +187,7 @@ fn a_restored_store_is_a_new_incarnation_of_the_backups_state() {
     let question = onlyonce_wire::client::Question {
         incarnation: first,
         id: onlyonce_wire::client::RequestId::Key(timed(2)),
+        first_unacked: Seq(1),
         fingerprint: None,
     };
     let answer = restored.call(Request::Outcome(question));

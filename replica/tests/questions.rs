@@ -10,7 +10,7 @@ use onlyonce_wire::{IdempotencyKey, Incarnation, Seq, Session, SessionId, codec}
 use solo::{Solo, incr, keyed, outcome, refusal, request};
 
 fn question(id: RequestId) -> Question {
-    Question { incarnation: Incarnation(1), id, fingerprint: None }
+    Question { incarnation: Incarnation(1), id, first_unacked: Seq(1), fingerprint: None }
 }
 
 fn of_key(key: &str) -> Question {
@@ -126,6 +126,26 @@ fn what_is_forgotten_is_refused() {
     }
     let ahead = refusal(node.call(Request::Cancel(of_seq(session, 2_000))));
     assert!(matches!(ahead, Refusal::WindowFull { .. }), "{ahead:?}");
+}
+
+/// Whoever knows what a request's client has seen makes room for its cancel, as a copy of it would.
+#[test]
+fn a_cancel_tells_the_watermark() {
+    let mut node = Solo::new();
+    let session = node.session(1);
+    node.call(request(session, 1, 1, &incr("n", 1)));
+    let seen = |first_unacked| Question { first_unacked, ..of_seq(session, 2_000) };
+    for bad in [Seq(0), Seq(2_001)] {
+        let refused = refusal(node.call(Request::Cancel(seen(bad))));
+        assert!(matches!(refused, Refusal::Invalid(_)), "{refused:?}");
+    }
+    let full = refusal(node.call(Request::Cancel(seen(Seq(1_000 - 24)))));
+    assert!(matches!(full, Refusal::WindowFull { .. }), "{full:?}");
+    assert_eq!(fate(node.call(Request::Cancel(seen(Seq(1_000))))), Fate::Cancelled);
+    let acknowledged = Refusal::Stale { first_unacked: Seq(1_000) };
+    let mut node = node.reopen();
+    assert_eq!(refusal(node.call(Request::Outcome(of_seq(session, 1)))), acknowledged);
+    assert_eq!(fate(node.call(Request::Outcome(of_seq(session, 2_000)))), Fate::Cancelled);
 }
 
 /// A request without an id runs as often as it arrives, and nothing is remembered of it.

@@ -226,7 +226,8 @@ impl Client {
             _ => None,
         };
         let id: RequestId = execute.id.request()?;
-        let question = Question { incarnation: INCARNATION, id, fingerprint };
+        let first_unacked = Seq(1);
+        let question = Question { incarnation: INCARNATION, id, first_unacked, fingerprint };
         let cancels = rng.random_ratio(2, 3);
         let request = if cancels { Request::Cancel(question) } else { Request::Outcome(question) };
         Some(self.call(Purpose::Question { operation, left: 12 }, request))

@@ -16,7 +16,7 @@ use onlyonce_tests::{
     WorkloadConfig, audit, binaries, seed,
 };
 use onlyonce_wire::client::{Answer, Execute, ExecuteId, Question, Refusal, Request, RequestId};
-use onlyonce_wire::{IdempotencyKey, Incarnation, codec};
+use onlyonce_wire::{IdempotencyKey, Incarnation, Seq, codec};
 use rand::Rng;
 
 /// Checkpoints all the time, and keeps next to nothing of the log for those that do not ask for it.
@@ -107,7 +107,8 @@ impl Before {
         let other = Answer::Refused(Refusal::OtherIncarnation { current });
         let outcome = |key: &IdempotencyKey| {
             let id = RequestId::Key(key.clone());
-            Request::Outcome(Question { incarnation: of, id, fingerprint: None })
+            let first_unacked = Seq(1);
+            Request::Outcome(Question { incarnation: of, id, first_unacked, fingerprint: None })
         };
         for request in [
             self.session.request(1, 1, &incr("raw")),

@@ -1,14 +1,16 @@
 //! Idempotency keys, outcome, cancel and handles, as a user has them: by `once`, from many processes,
 //! with nodes killed in between. And the mistakes that can be made with them.
 
+use std::future::poll_fn;
 use std::process::Command;
 use std::sync::Barrier;
+use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
 use onlyonce_client::{
     Cancellation, Client, Error, Fate, Handle, Operation, Outcome, Refusal, RequestId, Session,
-    Write, fresh_key,
+    Write, fresh_key, limits::WINDOW,
 };
 use onlyonce_tests::client::{client, runtime};
 use onlyonce_tests::cluster::{BOUND, Environment};
@@ -69,6 +71,49 @@ fn give_up(lone: &mut Lone) -> (Client, Error, Handle) {
         let handle = unresolved.handle().clone();
         (client, error, handle)
     })
+}
+
+/// The handles of two requests whose client had seen all replies before, which the node did not get to
+/// know: by what it knows, its session's window is full.
+fn give_up_late(lone: &mut Lone) -> [Handle; 2] {
+    let client = Client::builder().nodes(lone.addresses()).deadline(Duration::from_secs(3));
+    let client = client.build().expect("an address");
+    runtime(2).block_on(async {
+        client.put("greeting", "hello").await.expect("it serves");
+        lone.node.daemon().pause();
+        let mut window: Vec<_> = (0..WINDOW).map(|_| Box::pin(client.incr("w", 1))).collect();
+        poll_fn(|context| {
+            assert!(window.iter_mut().all(|call| call.as_mut().poll(context).is_pending()));
+            Poll::Ready(())
+        })
+        .await;
+        lone.node.daemon().resume();
+        for call in window {
+            call.await.expect("it serves");
+        }
+        lone.node.daemon().pause();
+        let ended = tokio::join!(client.incr("n", 1), client.incr("n", 10));
+        [ended.0, ended.1].map(|ended| match ended {
+            Err(Error::Unresolved(unresolved)) => unresolved.handle().clone(),
+            other => panic!("{other:?}"),
+        })
+    })
+}
+
+/// A request that was lost is resumed and cancelled by its handle however late it was in its session.
+#[test]
+fn late_requests_have_room() {
+    let mut lone = Lone::start(&[]);
+    let [one, other] = give_up_late(&mut lone).map(|handle| handle.to_string());
+    // What waits in its sockets is lost.
+    lone.node.kill();
+    lone.node.start();
+    let nodes = lone.addresses();
+    assert_prints(&nodes, &["outcome", &one], 3, "never-seen\n");
+    assert_prints(&nodes, &["--deadline", "20s", "cancel", &other], 0, "cancelled\n");
+    assert_prints(&nodes, &["--deadline", "20s", "resume", &one], 0, "1\n");
+    assert_prints(&nodes, &["get", "n"], 0, "1");
+    assert_prints(&nodes, &["get", "w"], 0, &WINDOW.to_string());
 }
 
 /// Keys that are none, or that another request has, are refused precisely; nothing is lost.

@@ -205,6 +205,7 @@ fn a_late_original_under_at_most_once() {
     let cancel = Request::Cancel(Question {
         incarnation: handle.incarnation(),
         id: handle.id().clone(),
+        first_unacked: Seq(1),
         fingerprint: Some(handle.fingerprint()),
     });
     let answer = ask(&scene.nodes(), &cancel);

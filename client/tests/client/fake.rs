@@ -178,15 +178,18 @@ impl Model {
     }
 
     fn fate(&mut self, question: &Question, cancel: bool) -> Answer {
-        let Question { incarnation, id, fingerprint } = question;
+        let Question { incarnation, id, first_unacked, fingerprint } = question;
         if *incarnation != self.incarnation {
             let current = self.incarnation;
             return Answer::Refused(Refusal::OtherIncarnation { current });
         }
-        if let RequestId::Seq { session, .. } = id
-            && !self.sessions.contains_key(session)
-        {
-            return Answer::Refused(Refusal::SessionExpired);
+        if let RequestId::Seq { session, seq } = id {
+            let Some(watermark) = self.sessions.get(session) else {
+                return Answer::Refused(Refusal::SessionExpired);
+            };
+            let first_unacked = watermark.first_unacked.max(*first_unacked);
+            assert!(first_unacked <= *seq, "{question:?}");
+            assert!(!cancel || seq.0 < first_unacked.0 + WINDOW, "beyond the window: {seq}");
         }
         let name = format!("{id:?}");
         let fate = match self.ran.get(&name) {

@@ -42,8 +42,8 @@ fn long_put() -> Operation {
     Operation::Write(Write::Put { key: "n".into(), value: vec![b'7'; 300].into() })
 }
 
-/// Another client with the handle sends the very same operation under the same id, with a watermark
-/// that claims nothing.
+/// Another client with the handle sends the very same operation under the same id, with the watermark
+/// of then.
 #[tokio::test]
 async fn another_process_resumes() {
     for is_one_shot in [false, true] {

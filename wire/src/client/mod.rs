@@ -243,6 +243,9 @@ pub struct Question {
     pub incarnation: Incarnation,
     /// The request.
     pub id: RequestId,
+    /// In a session: its client has seen all replies below this one (at most the request's `seq`), as
+    /// far as the asker knows; `Seq(1)` claims nothing. A cancel needs room in the session's window.
+    pub first_unacked: Seq,
     /// Its content, if known: another request under the same id is then told apart
     /// ([`Refusal::Mismatch`]).
     pub fingerprint: Option<Fingerprint>,
