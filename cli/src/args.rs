@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use onlyonce_client::{
@@ -43,6 +44,9 @@ Environment, where the option is not given (empty means not set):
 
 const VALUES: &str =
     "A value of '-' is read from standard input. Put '--' before an argument that begins with '-'.";
+
+/// How much of a value that is refused is shown.
+const SHOWN_CHARS_MAX: usize = 40;
 
 /// The heading of the options that every command takes.
 const GLOBAL: &str = "Global options";
@@ -382,6 +386,17 @@ pub enum BenchOperation {
     Get,
     /// Half put, half get.
     Mixed,
+}
+
+/// A refusal that names a long value by its beginning and its length, and does not repeat all of it.
+pub fn abridged(mut error: clap::Error) -> clap::Error {
+    if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue)
+        && let Some((end, _)) = value.char_indices().nth(SHOWN_CHARS_MAX)
+    {
+        let shown = format!("{}... ({} bytes)", &value[..end], value.len());
+        error.insert(ContextKind::InvalidValue, ContextValue::String(shown));
+    }
+    error
 }
 
 fn idempotency_key(text: &str) -> Result<IdempotencyKey, IdempotencyKeyError> {

@@ -28,7 +28,7 @@ use crate::args::{Args, Command};
 use crate::output::Printer;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::try_parse().unwrap_or_else(|error| args::abridged(error).exit());
     let printer = Printer::new(args.json);
     match &args.command {
         Command::Completions { shell } => return pages::completions(*shell, &printer),

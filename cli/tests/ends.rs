@@ -41,6 +41,20 @@ fn usage() {
     assert_ended(&once(&[], &["txn", "put"]), 2, &["a key is missing here"]);
 }
 
+/// A value that is refused is shown, but not at any length: what is wrong with it stands out.
+#[test]
+fn a_long_value_is_shortened() {
+    let key = "\u{e9}".repeat(5 << 10);
+    let ran = once(&[], &["--key", &key, "put", "k", "v"]);
+    let shown = format!("'{}... (10240 bytes)'", "\u{e9}".repeat(40));
+    assert_ended(&ran, 2, &["--key", &shown, "at most 256"]);
+    assert!(ran.stderr.len() < 500, "{} bytes are said", ran.stderr.len());
+    let ran = once(&[], &["outcome", &"once1-0".repeat(1 << 10)]);
+    assert_ended(&ran, 2, &["[HANDLE]", "(7168 bytes)", "handle"]);
+    // What fits is shown whole.
+    assert_ended(&once(&[], &["outcome", "once2-1234"]), 2, &["'once2-1234'"]);
+}
+
 /// The options that every command takes stand apart from a command's own.
 #[test]
 fn help_tells_options_apart() {
