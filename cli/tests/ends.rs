@@ -1,6 +1,6 @@
 //! How the program ends, as scripts see it: exit codes, and which of them says what.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
 
@@ -53,6 +53,34 @@ fn a_long_value_is_shortened() {
     assert_ended(&ran, 2, &["[HANDLE]", "(7168 bytes)", "handle"]);
     // What fits is shown whole.
     assert_ended(&once(&[], &["outcome", "once2-1234"]), 2, &["'once2-1234'"]);
+}
+
+/// Without a deadline a write waits for a node, on every step of the ladder, and says who is missing.
+#[test]
+fn waiting_is_told() {
+    let node = nobody();
+    let levels = ["best-effort", "at-most-once", "exactly-once"];
+    let waiting = levels.map(|level| {
+        command(&[], &["--nodes", &node, "--semantics", level, "incr", "n"])
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("once starts")
+    });
+    for (level, mut child) in levels.into_iter().zip(waiting) {
+        let mut said = Vec::new();
+        for line in BufReader::new(child.stderr.take().expect("piped")).lines() {
+            said.push(line.expect("it is text"));
+            if said.len() == 2 {
+                break;
+            }
+        }
+        let running = child.try_wait().expect("a child can be asked for").is_none();
+        child.kill().expect("it is a child");
+        child.wait().expect("it ends");
+        assert!(running, "{level}: {said:?}");
+        assert!(said[0].contains("--deadline") && said[1].contains(&node), "{level}: {said:?}");
+    }
 }
 
 /// The options that every command takes stand apart from a command's own.

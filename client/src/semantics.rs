@@ -8,6 +8,10 @@ const BEST_EFFORT_COPIES: u32 = 4;
 
 /// What a client promises of each of its writes.
 ///
+/// They differ in what follows when a copy of a request has left and no reply comes. While no node
+/// can be reached nothing has left: then each waits for one, without limit, or until the
+/// [deadline](crate::ClientBuilder::deadline).
+///
 /// ```
 /// # use onlyonce_client::{Client, Semantics};
 /// let client = Client::builder()
