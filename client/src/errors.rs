@@ -284,7 +284,8 @@ pub enum UnresolvedReason {
     Unanswered,
     /// Its *named* key is remembered for this long, and a copy without a reply is about as old: the
     /// cluster may have forgotten that it ran, and take another copy for a new request. So none is
-    /// sent, and none should be: [`Client::resume`](crate::Client::resume) would send one.
+    /// sent. A [resume](crate::Client::resume) by this handle sends none either; but one by its text
+    /// would, as that does not tell how old the request is.
     KeyExpired(Duration),
 }
 

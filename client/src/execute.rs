@@ -266,10 +266,11 @@ impl Inner {
         progress.raise_watermark();
         let (incarnation, id) = progress.identity.clone().expect("it was sent");
         let home = progress.home(self.cluster.id());
-        let Some(handle) = Handle::new(home, incarnation, &id, operation) else {
+        let Some(mut handle) = Handle::new(home, incarnation, &id, operation) else {
             let (copies, nodes) = (progress.copies(), std::mem::take(&mut progress.reports));
             return Error::Uncounted(Uncounted { copies, reason, nodes });
         };
+        handle.remembered = progress.remembered();
         let registration = progress.ticket.take().map(|ticket| {
             ticket.registration.leave_open();
             ticket.abandon()

@@ -8,8 +8,11 @@
 //! - The copy ran no earlier than it was sent, so counting from then errs on the safe side.
 //! - The cluster counts by its primaries' clocks, which may be fast by 1 %, and this client by one that
 //!   may be slow by as much. The [margin](MARGIN) is for that, and for how long a copy is under way.
+//! - A handle takes the time along within its process ([`Remembered`]); its text cannot, as clocks of
+//!   other processes do not count from the same moment.
 //! - The clock goes on while the machine is suspended, and no calendar has a say in it.
 
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -52,6 +55,22 @@ impl KeyExpiry {
     pub(crate) fn is_past(&self) -> bool {
         Moment::now() >= self.at
     }
+}
+
+/// What this process remembers of a request beside its handle; no part of what names it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Remembered(pub(crate) Option<KeyExpiry>);
+
+impl PartialEq for Remembered {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Remembered {}
+
+impl Hash for Remembered {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
 #[cfg(test)]

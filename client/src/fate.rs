@@ -426,9 +426,7 @@ impl Client {
 
 impl Inner {
     async fn resume(&self, handle: &Handle, operation: &Bytes) -> Result<Executed, Error> {
-        let id = handle.execute_id();
-        let progress = Progress::resumed(handle.home, handle.incarnation(), id);
-        self.finish(operation, progress).await
+        self.finish(operation, Progress::resumed(handle)).await
     }
 
     async fn fate(

@@ -18,6 +18,8 @@ use onlyonce_wire::limits::OPERATION_BYTES_MAX;
 use onlyonce_wire::{ClusterId, Incarnation, Seq, StoreId, codec};
 use serde::{Deserialize, Serialize};
 
+use crate::expiry::Remembered;
+
 const PREFIX: &str = "once1-";
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 const CHECKSUM_BYTES: usize = 4;
@@ -45,6 +47,7 @@ pub struct Handle {
     /// In a session: its client had seen all replies below this one.
     first_unacked: Seq,
     content: Content,
+    pub(crate) remembered: Remembered,
 }
 
 /// Who can know a request: nobody else may be asked for it.
@@ -103,7 +106,8 @@ impl Handle {
         } else {
             Content::Fingerprint(Fingerprint::of(operation))
         };
-        Some(Self { home, incarnation, id, first_unacked, content })
+        let remembered = Remembered::default();
+        Some(Self { home, incarnation, id, first_unacked, content, remembered })
     }
 
     /// The cluster that was asked; none when that was not known.
@@ -295,7 +299,8 @@ impl FromStr for Handle {
                 .map_err(|error| HandleError::Content(error.to_string()))?;
         let nameless = || HandleError::Content("it names no request".to_owned());
         let (id, first_unacked) = request_and_watermark(&id).ok_or_else(nameless)?;
-        let handle = Self { home, incarnation, id, first_unacked, content };
+        let remembered = Remembered::default();
+        let handle = Self { home, incarnation, id, first_unacked, content, remembered };
         handle.check().map_err(HandleError::Content)?;
         Ok(handle)
     }

@@ -21,8 +21,8 @@ use tokio::time::sleep;
 use crate::cluster::{Cluster, Node};
 use crate::connection::{Connection, NoReply};
 use crate::errors::NodeReports;
-use crate::expiry::{KeyExpiry, Moment};
-use crate::handle::Home;
+use crate::expiry::{KeyExpiry, Moment, Remembered};
+use crate::handle::{Handle, Home};
 use crate::outbox::Entry;
 use crate::session::Ticket;
 
@@ -91,10 +91,10 @@ pub(crate) struct Progress {
     home: Option<Home>,
     /// Where the last copy went.
     asked: Option<Home>,
-    /// When it was sent.
-    sent: Option<Moment>,
-    /// Under a named key: when that may be forgotten, if a copy of this client's ran.
-    key_expiry: Option<KeyExpiry>,
+    /// Under a named key: when that may be forgotten, if the last copy ran.
+    last_copy: Option<KeyExpiry>,
+    /// The same of the first copy that may have run.
+    first_exposed: Option<KeyExpiry>,
     /// Where `home` is that of a handle, and not this client's own finding: the nodes that turned
     /// out to be of another. When all are, there is nothing to wait for.
     strays: Option<Vec<Arc<str>>>,
@@ -121,10 +121,11 @@ impl Progress {
         progress
     }
 
-    /// A request that somebody sent before, at `home` and under this id.
-    pub(crate) fn resumed(home: Home, incarnation: Incarnation, id: ExecuteId) -> Self {
-        let mut progress = Self::at(home);
-        (progress.identity, progress.exposed) = (Some((incarnation, id)), true);
+    /// A request that somebody sent before, as its handle says.
+    pub(crate) fn resumed(handle: &Handle) -> Self {
+        let mut progress = Self::at(handle.home);
+        progress.identity = Some((handle.incarnation(), handle.execute_id()));
+        (progress.exposed, progress.first_exposed) = (true, handle.remembered.0);
         progress
     }
 
@@ -165,7 +166,7 @@ impl Progress {
         (self.exposed, self.unanswered) = (false, 0);
         (self.in_flight, self.delivered) = (false, false);
         (self.home, self.asked) = (None, None);
-        (self.sent, self.key_expiry) = (None, None);
+        (self.last_copy, self.first_exposed) = (None, None);
     }
 
     /// The request's fate is known: its id is done with.
@@ -210,17 +211,34 @@ impl Progress {
             self.unanswered = self.unanswered.saturating_add(1);
             self.home.get_or_insert(Home::of(by));
         }
-        if let (Some((_, ExecuteId::Key(key))), Some(sent)) = (&self.identity, self.sent)
-            && key.time_ms().is_none()
-        {
-            let expiry = KeyExpiry::of(sent, Duration::from_millis(by.key_retention_ms));
-            self.key_expiry = Some(self.key_expiry.map_or(expiry, |known| known.min(expiry)));
-        }
+        self.first_exposed = self.key_expiry(self.last_copy);
+    }
+
+    /// A copy goes to a node now.
+    fn sends(&mut self, to: &Welcome) {
+        self.asked = Some(Home::of(to));
+        self.last_copy = match &self.identity {
+            Some((_, ExecuteId::Key(key))) if key.time_ms().is_none() => {
+                let retention = Duration::from_millis(to.key_retention_ms);
+                Some(KeyExpiry::of(Moment::now(), retention))
+            }
+            Some(_) | None => None,
+        };
+    }
+
+    /// Under a named key: when that may be forgotten, if an earlier copy ran, or one with this expiry.
+    fn key_expiry(&self, other: Option<KeyExpiry>) -> Option<KeyExpiry> {
+        self.first_exposed.into_iter().chain(other).min()
+    }
+
+    /// What to remember beside the handle of a request that is given up.
+    pub(crate) fn remembered(&self) -> Remembered {
+        Remembered(self.key_expiry(self.last_copy.filter(|_| self.in_flight)))
     }
 
     /// Fails once another copy could run a second time.
     fn check_key(&self) -> Result<(), Stop> {
-        match self.key_expiry {
+        match self.first_exposed {
             Some(expiry) if expiry.is_past() => Err(Stop::KeyExpired(expiry.retention)),
             Some(_) | None => Ok(()),
         }
@@ -259,7 +277,7 @@ impl Cluster {
                 continue;
             }
             progress.check_key()?;
-            (progress.asked, progress.sent) = (Some(Home::of(welcome)), Some(Moment::now()));
+            progress.sends(welcome);
             let limit = self.options().attempt_timeout;
             match connection.call(request, limit, &mut progress.in_flight).await {
                 Ok(answer) => {

@@ -84,7 +84,12 @@ fn a_call_does_not_outlive_its_key() {
     assert_eq!(count(&runtime, &observer).as_deref(), Some(&b"1"[..]), "{ended:?}");
     let Err(Error::Unresolved(unresolved)) = ended else { panic!("{ended:?}") };
     assert_eq!(*unresolved.reason(), UnresolvedReason::KeyExpired(RETENTION));
-    // What the docs say of a key that is forgotten: a resume is a new request.
-    let resumed = runtime.block_on(cut_off.resume(unresolved.handle())).expect("it serves");
+    let again = runtime.block_on(cut_off.resume(unresolved.handle()));
+    assert!(matches!(again, Err(Error::Unresolved(_))), "{again:?}");
+    assert_eq!(count(&runtime, &observer).as_deref(), Some(&b"1"[..]));
+    // What the docs say of a key that is forgotten: by a handle that does not know its age, a resume is
+    // a new request.
+    let text = unresolved.handle().to_string().parse().expect("a handle");
+    let resumed = runtime.block_on(cut_off.resume(&text)).expect("it serves");
     assert_eq!(resumed.outcome, Outcome::Integer(2));
 }

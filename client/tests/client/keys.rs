@@ -146,6 +146,37 @@ async fn no_copy_leaves_after_the_retention() {
     }
 }
 
+/// Whoever resumes by a handle again and again comes to the same end: the handle takes the time of the
+/// first copy along, within its process. Its text does not.
+#[tokio::test]
+async fn a_handle_takes_the_time_along() {
+    const RETENTION: Duration = Duration::from_millis(900);
+    let model = Model::shared();
+    let node = FakeNode::start(&model, |_| Reaction::LoseAnswer).await;
+    remember_for(&node, RETENTION);
+    let client = crate::builder([&node]).deadline(RETENTION / 3).build().expect("an address");
+    let begun = Instant::now();
+    let mut ended = client.with_key("order-1").expect("a fine key").execute_told(incr("n")).await;
+    let handle = loop {
+        let Err(Error::Unresolved(unresolved)) = &ended else { panic!("{ended:?}") };
+        let handle = unresolved.handle().clone();
+        match unresolved.reason() {
+            UnresolvedReason::KeyExpired(RETENTION) => break handle,
+            UnresolvedReason::Deadline(_) => {
+                assert!(begun.elapsed() < RETENTION * 10, "it is sent for ever");
+                ended = client.resume(&handle).await;
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let sent = node.executes().len();
+    let ended = client.resume(&handle).await;
+    assert!(matches!(ended, Err(Error::Unresolved(_))) && node.executes().len() == sent);
+    node.script(|_| Reaction::Serve);
+    let text = handle.to_string().parse().expect("a handle");
+    assert!(client.resume(&text).await.is_ok_and(|told| told.replayed));
+}
+
 /// A copy that did nothing is no reason to stop, however old it is; nor is any copy under a timed key,
 /// which is refused once it is forgotten.
 #[tokio::test]
