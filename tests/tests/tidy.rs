@@ -150,6 +150,20 @@ fn sources() -> Vec<Source> {
     paths.into_iter().map(read).collect()
 }
 
+/// The sources, and the scripts and pages beside them.
+fn texts() -> Vec<Source> {
+    let mut paths = vec![workspace().join("README.md")];
+    for folder in ["scripts", "docs", ".ci"] {
+        let files = fs::read_dir(workspace().join(folder)).expect("a folder").flatten();
+        paths.extend(files.map(|file| file.path()));
+    }
+    let read = |path: PathBuf| Source {
+        text: fs::read_to_string(&path).expect("a text"),
+        path: path.strip_prefix(workspace()).expect("inside").display().to_string(),
+    };
+    paths.into_iter().map(read).chain(sources()).collect()
+}
+
 fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("a folder").flatten() {
         let path = entry.path();
@@ -264,7 +278,8 @@ fn a_leak_is_found() {
 fn leftovers(source: &Source) -> Vec<String> {
     // Spelled apart, so that this file holds none of them.
     let in_code = [["todo", "!"], ["unimplemented", "!"], ["dbg", "!"], ["#[ign", "ore"]];
-    let anywhere = [["FIX", "ME"], ["XX", "X"], ["TO", "DO"], ["HA", "CK"]];
+    let anywhere =
+        [["FIX", "ME"], ["XX", "X"], ["TO", "DO"], ["HA", "CK"], ["<<<<", "<<<"], [">>>>", ">>>"]];
     let mut findings = Vec::new();
     let mut find = |number: usize, line: &str, markers: &[[&str; 2]]| {
         for marker in markers.iter().map(|parts| parts.concat()) {
@@ -285,12 +300,14 @@ fn leftovers(source: &Source) -> Vec<String> {
 /// Nothing is left unfinished or switched off.
 #[test]
 fn nothing_is_left_behind() {
-    assert_none(&sources().iter().flat_map(leftovers).collect::<Vec<_>>());
+    assert_none(&texts().iter().flat_map(leftovers).collect::<Vec<_>>());
 }
 
 #[test]
 fn a_leftover_is_found() {
-    for bad in [["to", "do!()"], ["// FI", "XME later"], ["#[ig", "nore = \"slow\"]"]] {
+    for bad in
+        [["to", "do!()"], ["// FI", "XME later"], ["#[ig", "nore = \"slow\"]"], ["<<<<<", "<< one"]]
+    {
         assert_eq!(leftovers(&Source::new("x.rs", &bad.concat())).len(), 1, "{bad:?}");
     }
 }
@@ -351,16 +368,8 @@ fn machine_paths(path: &str, text: &str) -> Vec<String> {
 /// No file names a place of somebody's machine.
 #[test]
 fn no_machine_paths() {
-    let mut findings = Vec::new();
-    for source in sources() {
-        findings.extend(machine_paths(&source.path, &source.text));
-    }
-    for folder in ["scripts", "docs", ".ci"] {
-        for entry in fs::read_dir(workspace().join(folder)).expect("a folder").flatten() {
-            let text = fs::read_to_string(entry.path()).unwrap_or_default();
-            findings.extend(machine_paths(&entry.path().display().to_string(), &text));
-        }
-    }
+    let findings: Vec<_> =
+        texts().iter().flat_map(|text| machine_paths(&text.path, &text.text)).collect();
     assert_none(&findings);
 }
 
