@@ -22,7 +22,8 @@ use crate::builder::Options;
 use crate::connection::Connection;
 use crate::discovery::read_register;
 use crate::errors::ConnectError;
-use crate::retry::{Progress, Stop, backoff};
+use crate::progress::Progress;
+use crate::retry::{Stop, backoff};
 
 /// The most nodes to remember; hints beyond it are not followed.
 const NODES_MAX: usize = 64;

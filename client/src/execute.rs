@@ -19,7 +19,8 @@ use crate::errors::{
 use crate::handle::{Handle, Home};
 use crate::keyed::{Executed, fresh_key};
 use crate::outbox::{Entry, Outbox, Sent};
-use crate::retry::{Progress, Stop};
+use crate::progress::Progress;
+use crate::retry::Stop;
 use crate::session::Sessions;
 
 /// Why a fresh key can count as forgotten.
@@ -267,7 +268,8 @@ impl Inner {
         let (incarnation, id) = progress.identity.clone().expect("it was sent");
         let home = progress.home(self.cluster.id());
         let Some(mut handle) = Handle::new(home, incarnation, &id, operation) else {
-            let (copies, nodes) = (progress.copies(), std::mem::take(&mut progress.reports));
+            let (copies, nodes) =
+                (progress.exposed_copies(), std::mem::take(&mut progress.reports));
             return Error::Uncounted(Uncounted { copies, reason, nodes });
         };
         handle.remembered = progress.remembered();

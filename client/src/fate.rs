@@ -16,7 +16,8 @@ use crate::errors::{Error, NoAnswer, NodeReports, Unresolved, UnresolvedReason, 
 use crate::execute::{Inner, decode_reply, encode_operation};
 use crate::handle::{Handle, Home};
 use crate::keyed::{Executed, Keyed};
-use crate::retry::{Progress, Stop};
+use crate::progress::Progress;
+use crate::retry::Stop;
 
 /// What became of a request.
 ///

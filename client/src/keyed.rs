@@ -7,7 +7,7 @@ use onlyonce_wire::IdempotencyKey;
 use onlyonce_wire::client::{Operation, Outcome, TxnOutcome, Write};
 
 use crate::errors::Error;
-use crate::retry::Progress;
+use crate::progress::Progress;
 use crate::{Client, Compared, Txn, writes};
 
 /// A [`Client`] whose writes go under one idempotency key; made by

@@ -29,8 +29,9 @@
 //!
 //! How the parts play together: `execute` gives a request its id (from a `session`, or a fresh key)
 //! and judges its end (`keyed`: under a key of the caller's; `fate`: what became of one, and once
-//! more); `retry` is the loop (`expiry`: until when it may go on under a named key), `cluster` knows
-//! whom to ask (with the help of `discovery`), `connection` multiplexes calls over one socket.
+//! more); `retry` is the loop, `progress` its account of a request and its copies (`expiry`: until
+//! when there may be more of them under a named key), `cluster` knows whom to ask (with the help of
+//! `discovery`), `connection` multiplexes calls over one socket.
 
 mod backup;
 mod builder;
@@ -44,6 +45,7 @@ mod fate;
 mod handle;
 mod keyed;
 mod outbox;
+mod progress;
 mod retry;
 mod semantics;
 mod session;
@@ -89,7 +91,7 @@ use crate::connection::{Connection, NoReply};
 use crate::errors::answer_name;
 use crate::execute::Inner;
 use crate::outbox::{Outbox, Sent};
-use crate::retry::Progress;
+use crate::progress::Progress;
 use crate::session::Sessions;
 use crate::writes::unexpected;
 

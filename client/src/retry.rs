@@ -7,24 +7,19 @@
 //! itself ([`Answer::Executed`], or a refusal that covers every copy) ends it; or the client's
 //! [`Semantics`](crate::Semantics), by which only so many copies may go unanswered; or, under a named
 //! key, that one of them is so old that the key may be forgotten ([`expiry`](crate::expiry)).
-//! [`Progress`] keeps that account, and outlives the loop's future when a deadline or the caller
-//! drops it.
+//! [`Progress`] keeps that account.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use onlyonce_wire::client::{Answer, Consequence, ExecuteId, Refusal, Welcome};
-use onlyonce_wire::{ClusterId, IdempotencyKey, Incarnation};
+use onlyonce_wire::client::{Answer, Consequence, Refusal, Welcome};
 use tokio::time::sleep;
 
 use crate::cluster::{Cluster, Node};
 use crate::connection::{Connection, NoReply};
-use crate::errors::NodeReports;
-use crate::expiry::{KeyExpiry, Moment, Remembered};
-use crate::handle::{Handle, Home};
-use crate::outbox::Entry;
-use crate::session::Ticket;
+use crate::handle::Home;
+use crate::progress::Progress;
 
 /// The first pause is drawn from up to this long; each further one from twice as long.
 const BACKOFF_FIRST: Duration = Duration::from_millis(5);
@@ -66,201 +61,6 @@ pub(crate) enum Stop {
     KeyExpired(Duration),
 }
 
-/// What became of a request so far. Dropping it with an unsettled ticket abandons the request.
-#[derive(Default)]
-pub(crate) struct Progress {
-    /// What each node said last.
-    pub(crate) reports: NodeReports,
-    /// What is waited for, where it is no node.
-    pub(crate) waiting_for: Option<&'static str>,
-    /// The id under which the request goes out; none before it is settled.
-    pub(crate) identity: Option<(Incarnation, ExecuteId)>,
-    /// The request's place in its session, if it has one.
-    pub(crate) ticket: Option<Ticket>,
-    /// Where it is kept, if its client has an outbox.
-    pub(crate) entry: Option<Entry>,
-    /// A copy may have left and its answer is still awaited.
-    in_flight: bool,
-    /// A copy is neither answered nor awaited any more; it may be another client's.
-    exposed: bool,
-    /// How many of this client's copies are so.
-    unanswered: u32,
-    /// The key that its caller chose for it.
-    pub(crate) key: Option<IdempotencyKey>,
-    /// Where a copy may have run: nobody else may be sent one, it would run it a second time.
-    home: Option<Home>,
-    /// Where the last copy went.
-    asked: Option<Home>,
-    /// Under a named key: when that may be forgotten, if the last copy ran.
-    last_copy: Option<KeyExpiry>,
-    /// The same of the first copy that may have run.
-    first_exposed: Option<KeyExpiry>,
-    /// Where `home` is that of a handle, and not this client's own finding: the nodes that turned
-    /// out to be of another. When all are, there is nothing to wait for.
-    strays: Option<Vec<Arc<str>>>,
-    /// A copy was answered.
-    delivered: bool,
-    /// Tries without success since the last one.
-    fruitless: usize,
-    /// Times a node asked to try later.
-    deferred: u32,
-}
-
-impl Progress {
-    /// A request that goes out under a key of the caller's.
-    pub(crate) fn keyed(key: IdempotencyKey) -> Self {
-        let mut progress = Self::default();
-        progress.key = Some(key);
-        progress
-    }
-
-    /// Something about a request of `home`, which nobody else can know.
-    pub(crate) fn at(home: Home) -> Self {
-        let mut progress = Self::default();
-        (progress.home, progress.strays) = (Some(home), Some(Vec::new()));
-        progress
-    }
-
-    /// A request that somebody sent before, as its handle says.
-    pub(crate) fn resumed(handle: &Handle) -> Self {
-        let mut progress = Self::at(handle.home);
-        progress.identity = Some((handle.incarnation(), handle.execute_id()));
-        (progress.exposed, progress.first_exposed) = (true, handle.remembered.0);
-        progress
-    }
-
-    /// Where the request may have run, for its handle; a client speaks to one `cluster` only.
-    pub(crate) fn home(&self, cluster: Option<ClusterId>) -> Home {
-        let found = cluster.map(Home::Cluster).filter(|_| self.strays.is_none());
-        found.or(self.home).or(self.asked).unwrap_or(Home::Unknown)
-    }
-
-    /// Whether a node may be asked for what may have run at home.
-    fn may_ask(&self, node: &Welcome) -> bool {
-        match self.home {
-            None => true,
-            // The node that was asked had joined no cluster when it was connected to. It has since, if
-            // it executed anything.
-            Some(Home::Store(_)) if self.strays.is_none() && node.cluster.is_some() => true,
-            Some(home) => home.is_of(node),
-        }
-    }
-
-    /// Whether the request may have taken effect, as far as this client can know.
-    pub(crate) fn maybe_sent(&self) -> bool {
-        self.identity.is_some() && (self.exposed || self.in_flight)
-    }
-
-    /// How many of this client's copies of the request may have run, or may run yet.
-    pub(crate) fn copies(&self) -> u32 {
-        self.unanswered + u32::from(self.in_flight)
-    }
-
-    /// Whether a copy of the request was answered.
-    pub(crate) fn delivered(&self) -> bool {
-        self.identity.is_some() && self.delivered
-    }
-
-    /// What went out so far were no copies of the request itself.
-    pub(crate) fn nothing_sent(&mut self) {
-        (self.exposed, self.unanswered) = (false, 0);
-        (self.in_flight, self.delivered) = (false, false);
-        (self.home, self.asked) = (None, None);
-        (self.last_copy, self.first_exposed) = (None, None);
-    }
-
-    /// The request's fate is known: its id is done with.
-    pub(crate) fn settle(&mut self) {
-        self.nothing_sent();
-        if let Some(ticket) = self.ticket.take() {
-            ticket.settle();
-        }
-    }
-
-    /// A request that an earlier client may have sent, to `home` if that is known.
-    pub(crate) fn taken_up(entry: Entry, home: Option<Home>) -> Self {
-        let id = ExecuteId::Key(entry.sent.key.clone());
-        let mut progress = Self::default();
-        progress.identity = Some((entry.sent.incarnation, id));
-        progress.entry = Some(entry);
-        (progress.exposed, progress.home) = (true, home);
-        progress
-    }
-
-    /// Tells the server with the next copy what was seen meanwhile: that may be just what it needs
-    /// to have room. The watermark is no part of what makes the request the same.
-    pub(crate) fn raise_watermark(&mut self) {
-        if let (Some(ticket), Some((_, id))) = (&mut self.ticket, &mut self.identity) {
-            ticket.raise_watermark();
-            *id = ticket.id();
-        }
-    }
-
-    /// The copy in flight was answered, and did nothing.
-    fn did_nothing(&mut self) {
-        self.in_flight = false;
-        self.delivered = true;
-    }
-
-    /// The copy in flight will not be answered.
-    fn unanswered(&mut self, by: &Welcome) {
-        self.in_flight = false;
-        // What has no id is no request, and may be answered by anybody.
-        if self.identity.is_some() {
-            self.exposed = true;
-            self.unanswered = self.unanswered.saturating_add(1);
-            self.home.get_or_insert(Home::of(by));
-        }
-        self.first_exposed = self.key_expiry(self.last_copy);
-    }
-
-    /// A copy goes to a node now.
-    fn sends(&mut self, to: &Welcome) {
-        self.asked = Some(Home::of(to));
-        self.last_copy = match &self.identity {
-            Some((_, ExecuteId::Key(key))) if key.time_ms().is_none() => {
-                let retention = Duration::from_millis(to.key_retention_ms);
-                Some(KeyExpiry::of(Moment::now(), retention))
-            }
-            Some(_) | None => None,
-        };
-    }
-
-    /// Under a named key: when that may be forgotten, if an earlier copy ran, or one with this expiry.
-    fn key_expiry(&self, other: Option<KeyExpiry>) -> Option<KeyExpiry> {
-        self.first_exposed.into_iter().chain(other).min()
-    }
-
-    /// What to remember beside the handle of a request that is given up.
-    pub(crate) fn remembered(&self) -> Remembered {
-        Remembered(self.key_expiry(self.last_copy.filter(|_| self.in_flight)))
-    }
-
-    /// Fails once another copy could run a second time.
-    fn check_key(&self) -> Result<(), Stop> {
-        match self.first_exposed {
-            Some(expiry) if expiry.is_past() => Err(Stop::KeyExpired(expiry.retention)),
-            Some(_) | None => Ok(()),
-        }
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        let maybe_sent = self.maybe_sent();
-        if let Some(entry) = self.entry.take() {
-            entry.leave();
-        }
-        if let Some(ticket) = self.ticket.take() {
-            if maybe_sent {
-                drop(ticket.abandon());
-            } else {
-                ticket.settle();
-            }
-        }
-    }
-}
-
 impl Cluster {
     /// Sends `request` until it has an answer that means something: a result, or a refusal that is
     /// not just "later" or "not this copy". In a session a "later" is passed on, after the wait.
@@ -279,7 +79,7 @@ impl Cluster {
             progress.check_key()?;
             progress.sends(welcome);
             let limit = self.options().attempt_timeout;
-            match connection.call(request, limit, &mut progress.in_flight).await {
+            match connection.call(request, limit, &mut progress.copies.in_flight).await {
                 Ok(answer) => {
                     if let Some(answer) = self.weigh(&node, &connection, answer, progress).await? {
                         return Ok(answer);
@@ -300,7 +100,7 @@ impl Cluster {
         welcome: &Welcome,
         progress: &mut Progress,
     ) -> Result<(), Stop> {
-        if let (Some(home), Some(strays)) = (progress.home, &mut progress.strays) {
+        if let (Some(home), Some(strays)) = (progress.copies.home, &mut progress.strays) {
             strays.push(Arc::clone(&node.address));
             let strayed = |address: &String| strays.iter().any(|stray| **stray == **address);
             let all_strayed = self.addresses().iter().all(strayed);
@@ -361,7 +161,7 @@ impl Cluster {
                 let consequence = refusal.consequence();
                 let again = match consequence {
                     Consequence::TryLater => true,
-                    Consequence::ThisCopy => progress.exposed,
+                    Consequence::ThisCopy => progress.copies.exposed,
                     Consequence::NeverRuns | Consequence::IdVoid => false,
                 };
                 if again {
@@ -430,7 +230,7 @@ impl Cluster {
             }
             NoReply::TimedOut { silent } => {
                 // Not in flight: no room came up for it, so nothing left.
-                if progress.in_flight {
+                if progress.copies.in_flight {
                     progress.unanswered(connection.welcome());
                 }
                 let limit = self.options().attempt_timeout;
@@ -455,7 +255,7 @@ impl Cluster {
     pub(crate) async fn pause(&self, progress: &mut Progress) -> Result<(), Stop> {
         let semantics = self.options().semantics;
         if progress.identity.is_some()
-            && semantics.unanswered_max().is_some_and(|most| progress.unanswered >= most)
+            && semantics.unanswered_max().is_some_and(|most| progress.copies.unanswered >= most)
         {
             return Err(Stop::Unanswered);
         }

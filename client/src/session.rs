@@ -29,7 +29,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::cluster::Cluster;
 use crate::errors::answer_name;
-use crate::retry::{Progress, Stop};
+use crate::progress::Progress;
+use crate::retry::Stop;
 
 /// One session of this client, as the cluster knows it.
 pub(crate) struct Registration {
