@@ -1,30 +1,41 @@
 //! Model clients: they know the protocol's rules for clients, keep a history, and retry for ever.
 //! They repeat what others sent under idempotency keys, ask what became of requests, and cancel some.
 //! Now and then one probes: it sends what no client that keeps the rules would, and must be refused.
+//! Some have an [outbox], and send nothing that changes something before it is durable there.
+
+mod outbox;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use onlyonce_history::{Action, Operation};
 use onlyonce_replica::Limits;
-use onlyonce_storage::limits::CHUNK;
 use onlyonce_wire::client::{
     Answer, Consequence, Execute, ExecuteId, Fate, Fingerprint, Question, Read, Refusal, Request,
-    RequestId, Write,
+    RequestId,
 };
-use onlyonce_wire::{Incarnation, OpenedAt, Seq, Session, SessionId, client as wire, codec};
+use onlyonce_wire::{IdempotencyKey, Incarnation, OpenedAt, Seq, Session, SessionId};
 use rand::Rng;
 use rand::rngs::StdRng;
 
+use crate::actions::{draw_action, execute, is_named, is_timed, key_name, nothing, write_of};
 use crate::history::{History, Invocation, decode, draw_key};
 use crate::plan::Plan;
 use crate::time::Calendar;
 
-/// The only incarnation of a simulated cluster.
-pub const INCARNATION: Incarnation = Incarnation(1);
+use outbox::{Outbox, ended};
+
+/// The incarnation that a cluster begins with.
+pub const FIRST_INCARNATION: Incarnation = Incarnation(1);
 
 /// A client and what it remembers.
 pub struct Client {
+    /// The newest incarnation that it was told of.
+    incarnation: Incarnation,
+    /// Where its requests outlive it, if it has one.
+    pub outbox: Option<Outbox>,
+    /// It crashed, and was not started again.
+    pub is_down: bool,
     /// The session, once drawn, and once open.
     session: SessionId,
     opened_at: Option<OpenedAt>,
@@ -54,6 +65,10 @@ pub struct Call {
     pub request: Request,
     /// Whether it was refused until the session's watermark has moved: the next copy moves it.
     blocked: bool,
+    /// Its number in the client's outbox, if it is there.
+    pub kept: Option<u64>,
+    /// Not sent before that is durable.
+    pub held: bool,
 }
 
 /// What a call is for.
@@ -81,7 +96,10 @@ pub enum Purpose {
 impl Client {
     /// A client that has done nothing yet.
     pub fn new(rng: &mut StdRng, plan: &Plan) -> Self {
+        let outbox = rng.random_ratio(plan.outbox_per_mille, 1_000).then(Outbox::default);
         Self {
+            incarnation: FIRST_INCARNATION,
+            is_down: false,
             calendar: plan.draw_calendar(rng),
             session: SessionId(rng.random()),
             opened_at: None,
@@ -90,24 +108,20 @@ impl Client {
             last_done: None,
             last_over: None,
             doubts: false,
-            reads: rng.random_ratio(1, 4),
+            reads: rng.random_ratio(1, 4) && outbox.is_none(),
+            outbox,
             calls: BTreeMap::new(),
             next_call: 0,
             target: 0,
         }
     }
 
-    /// Forgets everything; what was under way stays unknown for ever.
-    pub fn crash(&mut self, rng: &mut StdRng, plan: &Plan) {
-        let (calendar, next_call) = (self.calendar, self.next_call);
-        *self = Self { calendar, next_call, ..Self::new(rng, plan) };
-    }
-
     /// Whether it may begin another request.
     pub fn has_room(&self, plan: &Plan) -> bool {
         let changing = |call: &Call| matches!(call.purpose, Purpose::Open | Purpose::Close);
         let oldest = self.first_unacked(self.next_seq);
-        self.calls.len() < plan.outstanding
+        !self.is_down
+            && self.calls.len() < plan.outstanding
             && !self.calls.values().any(changing)
             && self.next_seq - oldest < plan.limits.window
     }
@@ -125,27 +139,28 @@ impl Client {
             return call;
         }
         if rng.random_ratio(plan.repeat_per_mille, 1_000)
-            && let Some((operation, execute)) = history.any_keyed(rng).cloned()
+            && let Some((operation, mut execute)) = history.any_keyed(rng).cloned()
         {
+            execute.incarnation = self.incarnation;
             let purpose = Purpose::Execute { operation, seq: None };
             return self.call(purpose, Request::Execute(execute));
         }
         let Some(opened_at) = self.opened_at else {
             // A key needs no session.
-            if rng.random_ratio(plan.keyed_per_mille, 1_000) {
+            if self.outbox.is_some() || rng.random_ratio(plan.keyed_per_mille, 1_000) {
                 return self.operate(rng, plan, now, None, history);
             }
-            let request = Request::Open { incarnation: INCARNATION, session: self.session };
+            let request = Request::Open { incarnation: self.incarnation, session: self.session };
             return self.call(Purpose::Open, request);
         };
         let session = Session { id: self.session, opened_at };
         match rng.random_range(0..if self.reads { 10 } else { 100 }) {
             0 | 1 if self.calls.is_empty() => {
-                let request = Request::Close { incarnation: INCARNATION, session };
+                let request = Request::Close { incarnation: self.incarnation, session };
                 self.call(Purpose::Close, request)
             }
             2 => {
-                let request = Request::KeepAlive { incarnation: INCARNATION, session };
+                let request = Request::KeepAlive { incarnation: self.incarnation, session };
                 self.call(Purpose::KeepAlive, request)
             }
             3 | 4 => {
@@ -175,23 +190,35 @@ impl Client {
         };
         let operation =
             Operation { invoked: now, answered: None, action: action.clone(), told: None };
-        history.operations.push(Invocation { key, operation, under: None, cancelled: false });
+        let invocation = Invocation {
+            key,
+            operation,
+            under: None,
+            cancelled: false,
+            kept: None,
+            taken_up: None,
+        };
+        history.operations.push(invocation);
         let name = key_name(key);
         let Some(write) = write_of(name.clone(), action) else {
             let request = Request::Read(Read::Get { key: name });
             return self.call(Purpose::Read { operation: number }, request);
         };
+        if self.outbox.is_some() {
+            let key = IdempotencyKey::fresh(self.calendar.show(now).0, rng.random());
+            return self.keep(plan, number, &key, &write, history);
+        }
         let keyed = rng.random_ratio(plan.keyed_per_mille, 1_000);
         let Some(session) = session.filter(|_| !keyed) else {
             let key = draw_key(rng, self.calendar.show(now), number);
-            let execute = execute(ExecuteId::Key(key), &write);
+            let execute = execute(self.incarnation, ExecuteId::Key(key), &write);
             history.add_keyed(number, execute.clone());
             let purpose = Purpose::Execute { operation: number, seq: None };
             return self.call(purpose, Request::Execute(execute));
         };
         let (seq, id) = self.next_id(session);
         let purpose = Purpose::Execute { operation: number, seq: Some(seq) };
-        self.call(purpose, Request::Execute(execute(id, &write)))
+        self.call(purpose, Request::Execute(execute(self.incarnation, id, &write)))
     }
 
     /// Asks what became of a request, or cancels it: of its own, one under way, one that it is yet to
@@ -212,7 +239,7 @@ impl Client {
                 let session = Session { id: self.session, opened_at: self.opened_at? };
                 let (seq, first_unacked) = (Seq(self.next_seq), Seq(1));
                 let id = ExecuteId::Session { session, seq, first_unacked };
-                (None, execute(id, &nothing()))
+                (None, execute(self.incarnation, id, &nothing()))
             }
             2..5 => self.calls.values().rev().find_map(under_way)?,
             _ => {
@@ -226,8 +253,8 @@ impl Client {
             _ => None,
         };
         let id: RequestId = execute.id.request()?;
-        let first_unacked = Seq(1);
-        let question = Question { incarnation: INCARNATION, id, first_unacked, fingerprint };
+        let (incarnation, first_unacked) = (execute.incarnation, Seq(1));
+        let question = Question { incarnation, id, first_unacked, fingerprint };
         let cancels = rng.random_ratio(2, 3);
         let request = if cancels { Request::Cancel(question) } else { Request::Outcome(question) };
         Some(self.call(Purpose::Question { operation, left: 12 }, request))
@@ -266,14 +293,14 @@ impl Client {
     /// Asks anybody whether the session lives, after a rest.
     pub fn wake(&mut self) -> Option<u64> {
         let session = Session { id: self.session, opened_at: self.opened_at? };
-        let request = Request::KeepAlive { incarnation: INCARNATION, session };
+        let request = Request::KeepAlive { incarnation: self.incarnation, session };
         Some(self.call(Purpose::Probe { left: 4 }, request))
     }
 
     /// Asks everybody about a session that ended just now.
     pub fn doubt(&mut self) -> Option<u64> {
         let session = self.last_over.filter(|_| std::mem::take(&mut self.doubts))?;
-        let request = Request::KeepAlive { incarnation: INCARNATION, session };
+        let request = Request::KeepAlive { incarnation: self.incarnation, session };
         Some(self.call(Purpose::Probe { left: 12 }, request))
     }
 
@@ -284,8 +311,8 @@ impl Client {
             0 => self.last_done.clone(),
             // Its id, with other content; but a named key may be forgotten, and then that would run.
             1 => match self.last_done.clone()? {
-                Request::Execute(Execute { id, .. }) if !is_named(&id) => {
-                    Some(Request::Execute(execute(id, &nothing())))
+                Request::Execute(Execute { incarnation, id, .. }) if !is_named(&id) => {
+                    Some(Request::Execute(execute(incarnation, id, &nothing())))
                 }
                 _ => None,
             },
@@ -293,13 +320,13 @@ impl Client {
             2 => {
                 let session = self.last_over?;
                 Some(match rng.random_range(0..4) {
-                    0 => Request::Close { incarnation: INCARNATION, session },
-                    1 => Request::Open { incarnation: INCARNATION, session: session.id },
-                    2 => Request::KeepAlive { incarnation: INCARNATION, session },
+                    0 => Request::Close { incarnation: self.incarnation, session },
+                    1 => Request::Open { incarnation: self.incarnation, session: session.id },
+                    2 => Request::KeepAlive { incarnation: self.incarnation, session },
                     _ => {
                         let (seq, first_unacked) = (Seq(1_000_000), Seq(1_000_000));
                         let id = ExecuteId::Session { session, seq, first_unacked };
-                        Request::Execute(execute(id, &nothing()))
+                        Request::Execute(execute(self.incarnation, id, &nothing()))
                     }
                 })
             }
@@ -313,14 +340,15 @@ impl Client {
                 }
                 let (seq, first_unacked) = (Seq(seq), Seq(first_unacked));
                 let id = ExecuteId::Session { session, seq, first_unacked };
-                Some(Request::Execute(execute(id, &nothing())))
+                Some(Request::Execute(execute(self.incarnation, id, &nothing())))
             }
         }
     }
 
     fn call(&mut self, purpose: Purpose, request: Request) -> u64 {
         self.next_call += 1;
-        self.calls.insert(self.next_call, Call { purpose, request, blocked: false });
+        let call = Call { purpose, request, blocked: false, kept: None, held: false };
+        self.calls.insert(self.next_call, call);
         self.next_call
     }
 
@@ -330,11 +358,11 @@ impl Client {
         call.is_some_and(|call| matches!(call.purpose, Purpose::Probe { .. }))
     }
 
-    /// The bytes to send (again); none when the call is done. A probe or a question ends after a few
-    /// times.
+    /// The bytes to send (again); none when the call is done, or not to be sent yet. A probe or a
+    /// question ends after a few times.
     pub fn send(&mut self, number: u64) -> Option<Request> {
         let oldest = Seq(self.first_unacked(self.next_seq));
-        let call = self.calls.get_mut(&number)?;
+        let call = self.calls.get_mut(&number).filter(|call| !call.held)?;
         if let Request::Execute(Execute { id: ExecuteId::Session { first_unacked, .. }, .. }) =
             &mut call.request
             && call.blocked
@@ -356,6 +384,25 @@ impl Client {
     /// Takes an answer to a call. A late one to a call that is done is left aside: it was judged when
     /// it left its node.
     pub fn take(&mut self, number: u64, answer: Answer, now: u64, history: &mut History) -> Taken {
+        let kept = self.calls.get(&number).and_then(|call| Some((call.purpose, call.kept?)));
+        let end = ended(&answer);
+        let taken = self.take_answer(number, answer, now, history);
+        if let Some((Purpose::Execute { operation, .. }, kept)) = kept
+            && !self.calls.contains_key(&number)
+        {
+            self.outbox.iter_mut().for_each(|outbox| outbox.done(kept));
+            history.end_kept(operation, end);
+        }
+        taken
+    }
+
+    fn take_answer(
+        &mut self,
+        number: u64,
+        answer: Answer,
+        now: u64,
+        history: &mut History,
+    ) -> Taken {
         let Some(call) = self.calls.get_mut(&number) else { return Taken::Nothing };
         let purpose = call.purpose;
         if let (Purpose::Probe { .. }, false) = (purpose, is_invitation(&answer)) {
@@ -376,7 +423,8 @@ impl Client {
                 None
             }
             Answer::Closed => {
-                self.end_session(number);
+                self.calls.remove(&number);
+                self.end_session();
                 return Taken::Done;
             }
             Answer::Executed { reply, .. } => {
@@ -417,15 +465,25 @@ impl Client {
                 call.blocked = true;
                 Taken::Nothing
             }
+            (_, Refusal::OtherIncarnation { current }) if *current > self.incarnation => {
+                self.incarnation = *current;
+                self.calls.remove(&number);
+                self.end_session();
+                Taken::OtherIncarnation { lost: 1 + self.give_up() }
+            }
+            (_, Refusal::OtherIncarnation { .. }) => {
+                self.calls.remove(&number);
+                Taken::OtherIncarnation { lost: 1 }
+            }
             _ if matches!(purpose, Purpose::Question { .. }) => {
                 self.calls.remove(&number);
                 Taken::Done
             }
             (_, Refusal::SessionExpired) => {
-                let lost = self.calls.len();
                 let closing = purpose == Purpose::Close;
-                self.calls.clear();
-                self.end_session(number);
+                self.calls.remove(&number);
+                self.end_session();
+                let lost = 1 + self.give_up();
                 if closing { Taken::Done } else { Taken::Expired { lost } }
             }
             (_, Refusal::Cancelled) => {
@@ -442,14 +500,20 @@ impl Client {
         }
     }
 
-    fn end_session(&mut self, number: u64) {
-        self.calls.remove(&number);
+    fn end_session(&mut self) {
         self.last_over = self.opened_at.map(|opened_at| Session { id: self.session, opened_at });
         self.opened_at = None;
         self.doubts = true;
         self.next_seq = 1;
         self.skipped.clear();
         self.session = SessionId(self.session.0.wrapping_add(1));
+    }
+
+    /// What is under way, but for what is in the outbox, stays unknown. Returns how much that is.
+    fn give_up(&mut self) -> usize {
+        let calls = self.calls.len();
+        self.calls.retain(|_, call| call.kept.is_some());
+        calls - self.calls.len()
     }
 }
 
@@ -481,26 +545,6 @@ fn cancelled(purpose: Purpose, history: &mut History) -> Taken {
     }
 }
 
-fn is_named(id: &ExecuteId) -> bool {
-    matches!(id, ExecuteId::Key(key) if key.time_ms().is_none())
-}
-
-/// Whether a request is sent under a timed key.
-fn is_timed(request: &Request) -> bool {
-    let Request::Execute(Execute { id: ExecuteId::Key(key), .. }) = request else { return false };
-    key.time_ms().is_some()
-}
-
-fn execute(id: ExecuteId, write: &wire::Operation) -> Execute {
-    let operation = codec::encode(write).into();
-    Execute { incarnation: INCARNATION, id, operation }
-}
-
-/// An operation that changes nothing, on a key that nothing changes.
-fn nothing() -> wire::Operation {
-    wire::Operation::Write(Write::Get { key: Bytes::from_static(b"nothing") })
-}
-
 /// What an answer came to.
 pub enum Taken {
     /// The call goes on.
@@ -514,38 +558,11 @@ pub enum Taken {
         /// How many.
         lost: usize,
     },
+    /// The cluster is in another incarnation, and calls of the one before stay unknown.
+    OtherIncarnation {
+        /// How many.
+        lost: usize,
+    },
     /// An answer that no client that keeps the rules may get.
     Broken(String),
-}
-
-/// The name of a key.
-pub fn key_name(key: usize) -> Bytes {
-    format!("key-{key}").into()
-}
-
-/// An action; with `short`, none whose reply grows with the value; with `long`, some values that take
-/// more than a row.
-fn draw_action(rng: &mut StdRng, unique: usize, short: bool, long: bool) -> Action {
-    let value = || Bytes::from(format!("{}", unique * 1_000));
-    match rng.random_range(0..20) {
-        0 if long => Action::Put(Bytes::from(format!("{unique};").repeat(CHUNK / 2))),
-        0 => Action::Put(value()),
-        1..=4 => Action::Append(format!("{unique};").into()),
-        5..=10 => Action::Incr,
-        11 if !short => Action::Cas { expected: None, value: value() },
-        12 => Action::Delete,
-        _ => Action::Get,
-    }
-}
-
-/// The request for an action; none for a read.
-fn write_of(key: Bytes, action: Action) -> Option<wire::Operation> {
-    Some(match action {
-        Action::Put(value) => wire::Operation::Write(Write::Put { key, value }),
-        Action::Append(value) => wire::Operation::Write(Write::Append { key, value }),
-        Action::Incr => wire::Operation::Write(Write::Incr { key, by: 1 }),
-        Action::Delete => wire::Operation::Write(Write::Delete { key }),
-        Action::Cas { expected, value } => wire::Operation::Cas { key, expected, value },
-        Action::Get => return None,
-    })
 }

@@ -31,7 +31,7 @@ pub enum Fault {
     Outage,
     /// A disk is replaced by an empty one.
     Empty,
-    /// A client forgets everything.
+    /// A client forgets everything but what is durable in its outbox, and is started again.
     ClientCrash,
     /// A disk is slow.
     Slow,
@@ -43,12 +43,14 @@ pub enum Fault {
     Rot,
     /// Somebody sets a calendar, of a node or a client.
     Calendar,
+    /// All is given up, and the cluster restored from a backup.
+    Restore,
 }
 
 impl World {
-    pub(crate) fn break_something(&mut self, fault: Fault) {
+    pub(crate) fn break_something(&mut self, fault: Fault) -> Finding {
         if self.healed {
-            return;
+            return Ok(());
         }
         let node = self.rng.random_range(0..self.nodes.len());
         let while_ = self.rng.random_range(10 * MILLISECOND..3 * SECOND);
@@ -83,12 +85,7 @@ impl World {
                 self.report.see(Sight::AuthorityAway);
             }
             Fault::Empty => self.empty(node, while_),
-            Fault::ClientCrash => {
-                let client = self.rng.random_range(0..self.clients.len());
-                self.report.unknown += self.clients[client].calls.len() as u64;
-                self.report.see(Sight::ClientCrashed);
-                self.clients[client].crash(&mut self.rng, &self.plan);
-            }
+            Fault::ClientCrash => self.crash_client(while_),
             Fault::Slow => {
                 self.nodes[node].ailing.slow_until = until;
                 self.report.see(Sight::DiskSlow);
@@ -102,10 +99,12 @@ impl World {
             Fault::Fail => self.order_failure(node),
             Fault::Rot => self.rot(node, while_),
             Fault::Calendar => self.set_a_calendar(node),
+            Fault::Restore => self.restore()?,
         }
         let mean = self.plan.faults[&fault];
         let after = self.rng.random_range(0..2 * mean);
         self.agenda.schedule(after, Happening::Fault(fault));
+        Ok(())
     }
 
     pub(crate) fn part(&mut self, one: usize, other: usize, both: bool, until: u64) {
@@ -219,7 +218,7 @@ impl World {
     }
 
     /// The node gets an empty disk: a new store.
-    fn replace_disk(&mut self, at: usize) {
+    pub(crate) fn replace_disk(&mut self, at: usize) {
         if let Some(marks) = self.nodes[at].crash(true, 0, &mut self.ledger) {
             self.report.marks.add(&marks);
         }

@@ -6,14 +6,16 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use onlyonce_storage::{Entry, Index, Record, State, Table};
 use onlyonce_wire::client::RequestId;
-use onlyonce_wire::{OpenedAt, Session, SessionId};
+use onlyonce_wire::{Incarnation, OpenedAt, Session, SessionId};
 
+use crate::client::FIRST_INCARNATION;
 use crate::ledger::Finding;
-use crate::requests::{Requests, clock_of, row_of};
+use crate::requests::{Requests, clock_of, number, row_of};
 
 /// The committed history, folded.
-#[derive(Default)]
 pub struct Fold {
+    /// The incarnation that it is in.
+    pub incarnation: Incarnation,
     /// The values of each row, with the records and the moments that made them, in order.
     rows: BTreeMap<(Table, Bytes), Vec<Version>>,
     /// How many entries there are: each makes a state of its own.
@@ -22,6 +24,18 @@ pub struct Fold {
     sessions: HashMap<SessionId, Vec<Life>>,
     /// What became of every request (I5).
     pub requests: Requests,
+}
+
+impl Default for Fold {
+    fn default() -> Self {
+        Self {
+            incarnation: FIRST_INCARNATION,
+            rows: BTreeMap::new(),
+            moment: 0,
+            sessions: HashMap::new(),
+            requests: Requests::default(),
+        }
+    }
 }
 
 /// A value of a row.
@@ -40,6 +54,8 @@ pub struct Life {
     pub ended: Option<Index>,
     /// Replies below this were acknowledged.
     pub first_unacked: u64,
+    /// It was opened in an earlier incarnation.
+    is_old: bool,
 }
 
 impl Fold {
@@ -89,6 +105,11 @@ impl Fold {
             let Some(life) = self.life(id).filter(|life| life.ended.is_none()) else {
                 return Err(format!("P5: {index} ends request {seq} of session {id}, not open"));
             };
+            if life.is_old {
+                return Err(format!(
+                    "P5: {index} ends request {seq} of session {id}, opened before a restore"
+                ));
+            }
             if seq < life.first_unacked {
                 return Err(format!(
                     "P5: {index} ends request {seq} of session {id}, below its watermark {}",
@@ -106,6 +127,9 @@ impl Fold {
         value: Option<&Bytes>,
         executes: bool,
     ) -> Finding {
+        if key.is_empty() {
+            return self.begin_incarnation(index, value);
+        }
         let id = key[..].try_into().map_err(|_| "a session's key is no id".to_owned())?;
         let id = SessionId(u128::from_be_bytes(id));
         let lives = self.sessions.entry(id).or_default();
@@ -123,7 +147,7 @@ impl Fold {
                 life.first_unacked = first_unacked;
             }
             None if opened_at.0 == index.0 && !executes => {
-                lives.push(Life { opened_at, ended: None, first_unacked });
+                lives.push(Life { opened_at, ended: None, first_unacked, is_old: false });
             }
             life => {
                 return Err(format!(
@@ -132,6 +156,49 @@ impl Fold {
             }
         }
         Ok(())
+    }
+
+    /// P5: what is executed from now on is of this incarnation: no session of an earlier one is open,
+    /// and it is known when it began.
+    fn begin_incarnation(&self, index: Index, value: Option<&Bytes>) -> Finding {
+        let told = value.map_or(Ok(FIRST_INCARNATION.0), |value| number(value))?;
+        if told != self.incarnation.0 {
+            return Err(format!("P5: {index} opens incarnation {told}, not {}", self.incarnation));
+        }
+        if let Some(life) = self.sessions.values().flatten().find(|life| life.ended.is_none()) {
+            return Err(format!("P5: {index} opens incarnation {told}, but not ended is {life:?}"));
+        }
+        if !self.requests.knows_beginning() {
+            return Err(format!("P5: {index} opens incarnation {told}, but not when it began"));
+        }
+        Ok(())
+    }
+
+    /// The history goes on from `end` on, in a new incarnation: what came after it never was.
+    pub fn restore(&mut self, end: Index, incarnation: Incarnation) -> Finding {
+        self.incarnation = incarnation;
+        self.rows.retain(|_, versions| {
+            versions.retain(|version| version.index <= end);
+            !versions.is_empty()
+        });
+        let rows = &self.rows;
+        for (id, lives) in &mut self.sessions {
+            lives.retain(|life| life.opened_at.0 <= end.0);
+            for life in lives {
+                life.is_old = true;
+                life.ended.take_if(|ended| *ended > end);
+                let row = (Table::Sessions, Bytes::copy_from_slice(&id.0.to_be_bytes()));
+                let row = rows.get(&row).and_then(|versions| last_of(versions, |_| true));
+                if let (None, Some(Ok((_, first_unacked)))) =
+                    (life.ended, row.map(|row| session_row(&row)))
+                {
+                    life.first_unacked = first_unacked;
+                }
+            }
+        }
+        let rows = |table| self.rows_at(table, u64::MAX);
+        let rows = [rows(Table::Keys), rows(Table::Expiry)];
+        self.requests.restore(end, rows)
     }
 
     /// The newest life of a session id.
@@ -155,7 +222,8 @@ impl Fold {
             RequestId::Key(key) => {
                 let clock = self.value_at(Table::Expiry, &Bytes::new(), moment);
                 let clock = clock.map(|row| clock_of(&row)).transpose()?;
-                key.time_ms().is_none_or(|time| clock.is_some_and(|(_, floor)| time >= floor))
+                let is_news = |time| clock.is_some_and(|clock| time >= clock.known_from());
+                key.time_ms().is_none_or(is_news)
             }
             RequestId::Seq { session, seq } => {
                 let row = Bytes::copy_from_slice(&session.id.0.to_be_bytes());
@@ -171,6 +239,18 @@ impl Fold {
     /// The newest moment.
     pub fn moment(&self) -> u64 {
         self.moment
+    }
+
+    /// A row's value after a record.
+    pub fn value_after(&self, table: Table, key: &Bytes, index: Index) -> Option<Bytes> {
+        last_of(self.rows.get(&(table, key.clone()))?, |version| version.index <= index)
+    }
+
+    /// All rows after a record.
+    pub fn rows_after(&self, index: Index) -> BTreeMap<(Table, Bytes), Bytes> {
+        let value = |versions: &Vec<Version>| last_of(versions, |it| it.index <= index);
+        let rows = self.rows.iter();
+        rows.filter_map(|(key, versions)| Some((key.clone(), value(versions)?))).collect()
     }
 
     /// A row's value at a moment.
@@ -193,12 +273,7 @@ impl Fold {
     /// I9: a store's rows are those of the history up to its checkpoint, and then of its log.
     pub fn compare(&self, state: &State) -> Finding {
         let applied = state.applied();
-        let mut expected: BTreeMap<(Table, Bytes), Bytes> = BTreeMap::new();
-        for (key, versions) in &self.rows {
-            if let Some(value) = last_of(versions, |version| version.index <= applied) {
-                expected.insert(key.clone(), value);
-            }
-        }
+        let mut expected = self.rows_after(applied);
         let mut next = applied.next();
         while next <= state.last().1 {
             let record = state.record(next).map_err(|error| error.to_string())?;

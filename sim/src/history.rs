@@ -1,13 +1,17 @@
 //! What all clients asked for and were told, and the idempotency keys that they know of each other.
 
-use onlyonce_history::{Operation, Told};
+use std::ops::RangeInclusive;
+
+use bytes::Bytes;
+use onlyonce_history::{Action, Operation, Told};
 use onlyonce_replica::WallTime;
+use onlyonce_storage::Index;
 use onlyonce_wire::IdempotencyKey;
 use onlyonce_wire::client::{Execute, ExecuteId, Failure, Outcome, RequestId};
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use crate::requests::{Became, Requests};
+use crate::requests::{Became, Fate, Requests};
 
 /// All operations of all clients.
 #[derive(Default)]
@@ -16,6 +20,18 @@ pub struct History {
     pub operations: Vec<Invocation>,
     /// Those under idempotency keys, which anybody may repeat.
     pub keyed: Vec<(usize, Execute)>,
+    /// Where the present incarnation begins.
+    since: Since,
+}
+
+/// The beginning of an incarnation.
+#[derive(Default)]
+struct Since {
+    /// The operations before this one were begun before it.
+    operations: usize,
+    /// The records up to this one are its beginning.
+    index: Index,
+    at: u64,
 }
 
 /// An operation of some client.
@@ -28,6 +44,39 @@ pub struct Invocation {
     pub under: Option<IdempotencyKey>,
     /// Somebody was told that it never ran and never will.
     pub cancelled: bool,
+    /// How it stands with it in an outbox, if it is in one.
+    pub kept: Option<Kept>,
+    /// When it was first taken up by a client that was started again.
+    pub taken_up: Option<u64>,
+}
+
+/// What its client knows of a request in an outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// It was written there, and must not be sent yet.
+    Written,
+    /// A crash took it, before it was durable: nobody ever asked for it.
+    Lost,
+    /// It is durable, and may be sent at any time.
+    Durable,
+    /// It was told to have run.
+    Ran,
+    /// It was told to have been cancelled.
+    NeverRan,
+    /// It was refused, and may have run.
+    Unresolved,
+}
+
+impl Kept {
+    /// How often a request may have run that stands like this at the end; none if it may not end so.
+    fn runs(self) -> Option<RangeInclusive<usize>> {
+        match self {
+            Self::Lost | Self::NeverRan => Some(0..=0),
+            Self::Ran => Some(1..=1),
+            Self::Unresolved => Some(0..=1),
+            Self::Written | Self::Durable => None,
+        }
+    }
 }
 
 impl Invocation {
@@ -36,19 +85,47 @@ impl Invocation {
         self.under.as_ref().is_some_and(|key| key.time_ms().is_none())
     }
 
-    /// What the search for an order is to make of it. What ran anew is told by the committed history
-    /// itself: between the moment when its key was forgotten, and that of its commit.
-    pub fn judged(&self, requests: &Requests) -> Vec<Operation> {
-        let Self { operation, under, cancelled, .. } = self;
-        let fates = under.as_ref().map(|key| requests.fates(&RequestId::Key(key.clone())));
-        let fates = fates.unwrap_or_default();
-        if fates.len() < 2 {
+    /// What became of it under its key, if it has one.
+    fn fates<'a>(&self, requests: &'a Requests) -> &'a [Fate] {
+        let fates = self.under.as_ref().map(|key| requests.fates(&RequestId::Key(key.clone())));
+        fates.unwrap_or_default()
+    }
+}
+
+impl History {
+    /// What the search for an order is to make of the operations on a key, which held `value` when the
+    /// present incarnation began.
+    pub fn judged(&self, key: usize, value: Option<Bytes>, requests: &Requests) -> Vec<Operation> {
+        let at = self.since.at;
+        let restored = value.map(|value| Operation {
+            invoked: at,
+            answered: Some(at),
+            action: Action::Put(value),
+            told: Some(Told::Done),
+        });
+        let of_key = (0..self.operations.len()).filter(|it| self.operations[*it].key == key);
+        restored.into_iter().chain(of_key.flat_map(|it| self.runs(it, requests))).collect()
+    }
+
+    /// How often an operation may have run. What ran anew, or in the present incarnation though it was
+    /// begun before, is told by the committed history itself: between the moment when its key was
+    /// forgotten, or the incarnation began, and that of its commit. So is what was not answered under a
+    /// key: a client whose requests are all refused would leave more open than can be searched.
+    fn runs(&self, number: usize, requests: &Requests) -> Vec<Operation> {
+        let invocation = &self.operations[number];
+        let Invocation { operation, under, cancelled, .. } = invocation;
+        let fates = invocation.fates(requests);
+        let is_old = self.is_old(number);
+        let is_answered = under.is_none() || operation.told.is_some();
+        if fates.len() < 2 && is_answered && !is_old {
             return if *cancelled { Vec::new() } else { vec![operation.clone()] };
         }
-        let mut invoked = operation.invoked;
+        let mut invoked = if is_old { self.since.at } else { operation.invoked };
         let mut judged = Vec::new();
         for fate in fates {
-            if let Became::Executed { reply, .. } = &fate.became {
+            if let Became::Executed { reply, .. } = &fate.became
+                && fate.index > self.since.index
+            {
                 judged.push(Operation {
                     invoked,
                     answered: Some(fate.at),
@@ -60,9 +137,75 @@ impl Invocation {
         }
         judged
     }
-}
 
-impl History {
+    /// A new incarnation begins with the records up to `index`.
+    pub fn begin_anew(&mut self, index: Index, at: u64) {
+        self.since = Since { operations: self.operations.len(), index, at };
+    }
+
+    /// The records up to this one are the beginning of the present incarnation.
+    pub fn began_with(&self) -> Index {
+        self.since.index
+    }
+
+    /// Whether an operation was begun in an earlier incarnation.
+    fn is_old(&self, number: usize) -> bool {
+        number < self.since.operations
+    }
+
+    /// Notes that an operation is written to an outbox, under a key that nobody else knows.
+    pub fn keep(&mut self, operation: usize, key: &IdempotencyKey) {
+        self.operations[operation].under = Some(key.clone());
+        self.operations[operation].kept = Some(Kept::Written);
+    }
+
+    /// What came of writing it there.
+    pub fn written(&mut self, operation: usize, came_to: Kept) {
+        let kept = &mut self.operations[operation].kept;
+        if *kept == Some(Kept::Written) {
+            *kept = Some(came_to);
+        }
+    }
+
+    /// Its client was told how it ended. What is known for certain is not forgotten: asked again, after
+    /// a crash that took the note of that, it may be answered that nothing is known any more.
+    pub fn end_kept(&mut self, operation: usize, end: Kept) {
+        let kept = &mut self.operations[operation].kept;
+        if !matches!(kept, Some(Kept::Ran | Kept::NeverRan)) {
+            *kept = Some(end);
+        }
+    }
+
+    /// P1: what is in an outbox ran as its client knows it did, and what never was has not run. What is
+    /// of an earlier incarnation does not run in this one. With `ends` everything must have an end.
+    /// Returns how many ran before they were taken up by another process of their client, and since.
+    pub fn audit_outboxes(&self, requests: &Requests, ends: bool) -> Result<(u64, u64), String> {
+        let (mut before, mut since) = (0, 0);
+        for (number, invocation) in self.operations.iter().enumerate() {
+            let Some(kept) = invocation.kept else { continue };
+            let is_here = |fate: &&Fate| {
+                matches!(fate.became, Became::Executed { .. }) && fate.index > self.since.index
+            };
+            let runs: Vec<&Fate> = invocation.fates(requests).iter().filter(is_here).collect();
+            let may_run = match kept.runs() {
+                _ if self.is_old(number) => 0..=0,
+                Some(runs) => runs,
+                None if ends => return Err(format!("P1: operation {number} ends as {kept:?}")),
+                None => 0..=1,
+            };
+            if !may_run.contains(&runs.len()) || (kept == Kept::Written && !runs.is_empty()) {
+                return Err(format!(
+                    "P1: operation {number} is {kept:?} in its outbox, and it ran {} times: {runs:?}",
+                    runs.len()
+                ));
+            }
+            for (fate, taken_up) in runs.iter().zip(invocation.taken_up) {
+                *if fate.at <= taken_up { &mut before } else { &mut since } += 1;
+            }
+        }
+        Ok((before, since))
+    }
+
     /// Notes a new operation under a key.
     pub fn add_keyed(&mut self, operation: usize, execute: Execute) {
         if let ExecuteId::Key(key) = &execute.id {
@@ -80,6 +223,10 @@ impl History {
 
     /// Somebody is told the reply to an operation. Whoever was told before was told the same.
     pub fn tell(&mut self, number: usize, now: u64, outcome: Outcome) -> Result<(), String> {
+        if self.is_old(number) {
+            // It was judged when it left its node; what is told of it since is of another history.
+            return Ok(());
+        }
         let invocation = &mut self.operations[number];
         let told = told(outcome);
         if !invocation.may_run_anew() {
@@ -99,6 +246,9 @@ impl History {
 
     /// Somebody is told that an operation never ran and never will.
     pub fn cancel(&mut self, number: usize) -> Result<(), String> {
+        if self.is_old(number) {
+            return Ok(());
+        }
         let invocation = &mut self.operations[number];
         invocation.cancelled = true;
         match &invocation.operation.told {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use onlyonce_storage::{Index, Mark, Record, State};
-use onlyonce_wire::StoreId;
 use onlyonce_wire::authority::Register;
+use onlyonce_wire::{Incarnation, StoreId};
 
 use crate::fold::Fold;
 
@@ -190,6 +190,15 @@ impl Ledger {
             Some(_) => Err(format!("I1: {name} has committed another record at {}", record.index)),
             None => Err(format!("I1: {name} has committed {}, which nobody did", record.index)),
         }
+    }
+
+    /// The history goes on from `end` on, in a new incarnation and on other stores.
+    pub fn restore(&mut self, end: Index, incarnation: Incarnation) -> Finding {
+        self.committed.split_off(&end.next());
+        self.disks.clear();
+        self.made.clear();
+        self.leaders.clear();
+        self.fold.restore(end, incarnation)
     }
 
     /// The newest committed index.

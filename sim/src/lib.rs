@@ -10,7 +10,9 @@
 //! - `world` → the agenda, and a step of a node,
 //! - `travel` → messages, answers, flushes, the authority, requests,
 //! - `faults` → what goes wrong, within what the promises allow to go wrong,
-//! - `node`, `client` → the two kinds of participants,
+//! - `node`, `client` → the two kinds of participants; `client/outbox` → requests that outlive theirs,
+//! - `actions` → what clients ask for,
+//! - `operator` → backups, and the restores from them,
 //! - `history` → what the clients asked for and were told,
 //! - `ledger`, `fold`, `requests` → the truth, and the invariants checked against it,
 //! - `witness` → every answer, held against the truth,
@@ -19,6 +21,7 @@
 //! - `tally` → which rare paths were met,
 //! - `timeline` → what happened, for a reader.
 
+mod actions;
 mod audit;
 mod client;
 mod faults;
@@ -26,6 +29,7 @@ mod fold;
 mod history;
 mod ledger;
 mod node;
+mod operator;
 mod outage;
 mod plan;
 mod requests;
@@ -38,5 +42,6 @@ mod witness;
 mod world;
 
 pub use outage::{Mishap, longest_outage};
+pub use plan::Blunder;
 pub use run::{AT_REST, Failure, Trial, run_many, trace};
 pub use tally::{Report, Sight};

@@ -134,6 +134,7 @@ impl Plan {
             question_per_mille: 0,
             repeat_per_mille: 0,
             rest_per_mille: 0,
+            outbox_per_mille: 0,
             faults: BTreeMap::new(),
             duration: AWAY,
             min_copies: 1,

@@ -56,6 +56,8 @@ pub struct Plan {
     pub question_per_mille: u32,
     /// How often, of a thousand, a client rests for long between two requests.
     pub rest_per_mille: u32,
+    /// How often, of a thousand, a client has an outbox.
+    pub outbox_per_mille: u32,
     /// Whether some values are longer than a row of the tables may be.
     pub long_values: bool,
     /// The mean time between two faults of each kind that happens.
@@ -80,16 +82,32 @@ pub struct Plan {
     pub session_idle: Span,
     /// Bounds.
     pub limits: Limits,
+    /// What is done wrong around the nodes.
+    pub blunder: Option<Blunder>,
     /// The rule that every node breaks.
     #[cfg(feature = "mutations")]
     pub broken: Option<onlyonce_replica::Rule>,
+}
+
+/// A rule that is kept around the nodes, by what breaks it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blunder {
+    /// A restored store goes on in the incarnation of its backup.
+    RestoredInSameIncarnation,
+    /// A client with an outbox sends a request before that is durable there.
+    SentBeforeKept,
+}
+
+impl Blunder {
+    /// Every blunder.
+    pub const ALL: [Self; 2] = [Self::RestoredInSameIncarnation, Self::SentBeforeKept];
 }
 
 const DAY_MS: i64 = 24 * 3_600 * 1_000;
 
 /// Every fault: one world in so many has it, with a mean time of up to so many milliseconds between
 /// two.
-const FAULTS: [(Fault, u32, u64); 13] = [
+const FAULTS: [(Fault, u32, u64); 14] = [
     (Fault::Crash, 2, 4_000),
     (Fault::Blackout, 6, 10_000),
     (Fault::Partition, 2, 4_000),
@@ -103,11 +121,11 @@ const FAULTS: [(Fault, u32, u64); 13] = [
     (Fault::Rot, 6, 6_000),
     (Fault::Isolate, 2, 4_000),
     (Fault::Calendar, 4, 4_000),
+    (Fault::Restore, 6, 8_000),
 ];
 
 impl Plan {
     /// The plan of a seed.
-    #[cfg_attr(not(feature = "mutations"), expect(unused_variables, reason = "nothing to try"))]
     pub fn draw(rng: &mut StdRng, trial: Trial) -> Self {
         let nodes = [1, 2, 2, 2, 3, 3, 4][rng.random_range(0..7)];
         let mut sometimes = |one_in: u32, value: u32| {
@@ -120,6 +138,7 @@ impl Plan {
         let (late_swap_per_mille, die_proposing_per_mille) = (sometimes(3, 400), sometimes(4, 200));
         let (keyed_per_mille, repeat_per_mille) = (100 + sometimes(2, 400), 10 + sometimes(2, 200));
         let question_per_mille = 20 + sometimes(2, 200);
+        let outbox_per_mille = sometimes(2, 700);
         let mut faults = BTreeMap::new();
         for (fault, one_in, milliseconds) in FAULTS {
             if rng.random_ratio(1, one_in) {
@@ -157,6 +176,7 @@ impl Plan {
             repeat_per_mille,
             question_per_mille,
             rest_per_mille: 5,
+            outbox_per_mille,
             long_values: rng.random_ratio(1, 8),
             faults,
             drift_per_mille,
@@ -183,6 +203,7 @@ impl Plan {
             min_copies: if nodes > 1 && rng.random_ratio(1, 4) { 2 } else { 1 },
             session_idle: rng.random_range(3..100) * rng.random_range(100..200) * MILLISECOND,
             limits,
+            blunder: trial.blunder,
             #[cfg(feature = "mutations")]
             broken: trial.broken,
         }

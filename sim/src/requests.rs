@@ -68,8 +68,30 @@ pub struct Requests {
     remembered: HashSet<Bytes>,
     /// When keys are due to be forgotten, by their rows: each once, but within an entry.
     expiries: HashMap<Bytes, BTreeSet<u64>>,
-    /// The age and the floor, once logged.
-    clock: Option<(u64, u64)>,
+    /// The clock, once logged.
+    clock: Option<Clock>,
+    /// The rows of what ran in a history that a restore has ended, and is no part of this one.
+    lost: HashSet<(Table, Bytes)>,
+    /// How many named keys of these ran anew.
+    pub lost_ran_anew: u64,
+}
+
+/// By what keys are forgotten, as it was logged.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Clock {
+    /// How long there were primaries, in milliseconds.
+    age: u64,
+    /// Below this, timed keys without a row are refused, in milliseconds since 1970.
+    floor: u64,
+    /// When the incarnation began: the same for these; 0 for the first.
+    begun: u64,
+}
+
+impl Clock {
+    /// Below this, timed keys without a row are refused.
+    pub fn known_from(self) -> u64 {
+        self.floor.max(self.begun)
+    }
 }
 
 /// The table and key of a request's duplicate row.
@@ -83,18 +105,25 @@ pub fn row_of(id: &RequestId) -> (Table, Bytes) {
     }
 }
 
-/// The age and the floor that a row tells of. Simulated clusters have one incarnation only, which
-/// began at no time.
-pub fn clock_of(row: &[u8]) -> Result<(u64, u64), String> {
+/// The clock that a row tells of.
+pub fn clock_of(row: &[u8]) -> Result<Clock, String> {
     match row.chunks(8).map(number).collect::<Result<Vec<_>, _>>()?[..] {
-        [age, floor, 0, _calendar] => Ok((age, floor)),
+        [age, floor, begun, _calendar] => Ok(Clock { age, floor, begun }),
         _ => Err(format!("I6: {row:?} is no row of the key clock")),
     }
 }
 
-fn number(bytes: &[u8]) -> Result<u64, String> {
+/// A little-endian number.
+pub fn number(bytes: &[u8]) -> Result<u64, String> {
     let bytes = bytes.try_into().map_err(|_| "a number has another length".to_owned())?;
     Ok(u64::from_le_bytes(bytes))
+}
+
+/// The age and the row of an expiry.
+fn expiry_of(key: &[u8]) -> Result<(u64, Bytes), String> {
+    let (age, row) = key.split_at_checked(8).ok_or("an expiry is short")?;
+    let age = u64::from_be_bytes(age.try_into().expect("8 bytes"));
+    Ok((age, Bytes::copy_from_slice(row)))
 }
 
 /// The time that the key in a row tells, if it is a timed one.
@@ -118,9 +147,43 @@ impl Requests {
         runs.map(|runs| runs.saturating_sub(1)).sum()
     }
 
-    /// Below this, keys without a row are refused.
-    pub fn floor_ms(&self) -> u64 {
-        self.clock.map_or(0, |(_, floor)| floor)
+    /// Below this, timed keys without a row are refused.
+    pub fn known_from_ms(&self) -> u64 {
+        self.clock.map_or(0, Clock::known_from)
+    }
+
+    /// Whether it is logged when the incarnation began.
+    pub fn knows_beginning(&self) -> bool {
+        self.clock.is_some_and(|clock| clock.begun > 0)
+    }
+
+    /// The history goes on from `end` on, in a new incarnation, with these rows of keys and expiries.
+    /// What was promised of keys that are remembered there still holds.
+    pub fn restore(&mut self, end: Index, [keys, expiries]: [Vec<(Bytes, Bytes)>; 2]) -> Finding {
+        for (row, fates) in &mut self.fates {
+            let is_lost =
+                |fate: &Fate| fate.index > end && matches!(fate.became, Became::Executed { .. });
+            if fates.iter().any(is_lost) {
+                self.lost.insert(row.clone());
+            }
+            fates.retain(|fate| fate.index <= end);
+            for fate in fates {
+                fate.forgotten.take_if(|(at, _)| *at > end);
+            }
+        }
+        let keys = keys.into_iter().map(|(key, _)| key);
+        self.remembered = keys.filter(|key| !key.is_empty()).collect();
+        self.expiries.clear();
+        self.clock = None;
+        for (key, value) in expiries {
+            if key.is_empty() {
+                self.clock = Some(clock_of(&value)?);
+                continue;
+            }
+            let (age, row) = expiry_of(&key)?;
+            self.expiries.entry(row).or_default().insert(age);
+        }
+        Ok(())
     }
 
     /// A duplicate row is put: the request runs, or is cancelled, for the first time (I5, P5).
@@ -159,20 +222,31 @@ impl Requests {
                 return Err(format!("I5: {name} was {before}, and is {became:?} at {index}"));
             }
         }
+        if self.lost.contains(&(table, key.clone())) && became != Became::Cancelled {
+            // That of a timed key is checked by when the incarnation began.
+            match table {
+                Table::Replies => {
+                    return Err(format!("P5: {name} ran before a restore, and again"));
+                }
+                _ if time_of(key).is_none() => self.lost_ran_anew += 1,
+                _ => {}
+            }
+        }
         let at = self.times.now;
         let fate = Fate { index, at, became, forgotten_at, kept_until: 0, forgotten: None };
         fates.push(fate);
         Ok(())
     }
 
-    /// P5: a key is kept for the retention, and a timed one is news only above the floor.
+    /// P5: a key is kept for the retention, and a timed one is news only above the floor, and since the
+    /// incarnation began.
     fn is_kept_long_enough(&self, key: &Bytes, forgotten_at: u64) -> Finding {
-        let (age, floor) = self.clock.ok_or("I6: no clock was logged before")?;
-        if let Some(time) = time_of(key).filter(|time| *time < floor) {
-            return Err(format!("P5: its time {time} is below the floor {floor}"));
+        let clock = self.clock.ok_or("I6: no clock was logged before")?;
+        if let Some(time) = time_of(key).filter(|time| *time < clock.known_from()) {
+            return Err(format!("P5: its time {time} is before that of {clock:?}"));
         }
-        if forgotten_at < age + self.times.retention_ms {
-            return Err(format!("P5: it is to be forgotten at {forgotten_at}, the age is {age}"));
+        if forgotten_at < clock.age + self.times.retention_ms {
+            return Err(format!("P5: it is to be forgotten at {forgotten_at} by {clock:?}"));
         }
         Ok(())
     }
@@ -196,9 +270,8 @@ impl Requests {
                 }
                 (Table::Expiry, _) if key.is_empty() => {}
                 (Table::Expiry, value) => {
-                    let (age, row) = key.split_at_checked(8).ok_or("an expiry is short")?;
-                    let age = u64::from_be_bytes(age.try_into().expect("8 bytes"));
-                    let expiries = self.expiries.entry(Bytes::copy_from_slice(row)).or_default();
+                    let (age, row) = expiry_of(key)?;
+                    let expiries = self.expiries.entry(row).or_default();
                     let fits = match value {
                         Some(_) => expiries.insert(age),
                         None => expiries.remove(&age),
@@ -206,7 +279,7 @@ impl Requests {
                     if !fits {
                         return Err(format!("I6: the expiry {} at {index}", key.escape_ascii()));
                     }
-                    touched.insert(row);
+                    touched.insert(&key[8..]);
                 }
                 (Table::Kv | Table::Sessions | Table::Replies, _) => {}
             }
@@ -245,7 +318,7 @@ impl Requests {
     /// would be remembered.
     fn forget(&mut self, index: Index, row: &Bytes) -> Finding {
         let name = row.escape_ascii();
-        let (age, floor) = self.clock.unwrap_or_default();
+        let Clock { age, floor, .. } = self.clock.unwrap_or_default();
         if !self.remembered.remove(row) {
             return Err(format!("I6: {index} forgets {name}, which is not remembered"));
         }
@@ -271,24 +344,29 @@ impl Requests {
     }
 
     /// The clock is logged: the age never sinks, and is no faster than time; the floor rises just above
-    /// the timed keys that the same entry forgets, none of which is of the future.
+    /// the timed keys that the same entry forgets, none of which is of the future; an incarnation began
+    /// when some calendar said so.
     fn tell_time(&mut self, index: Index, row: &Bytes, entry: &Entry) -> Finding {
-        let (age, floor) = clock_of(row)?;
+        let clock = clock_of(row)?;
+        let Clock { age, floor, begun } = clock;
         let Times { now, latest_wall_ms: latest, .. } = self.times;
         let fastest = now / MILLISECOND * u64::from(1_000 + DRIFT_PER_MILLE) / 1_000;
         let is_forgotten = |it: &&Effect| it.table == Table::Keys && it.value.is_none();
         let forgotten = entry.effects.iter().filter(is_forgotten);
         let above = forgotten.filter_map(|it| time_of(&it.key)).max().map_or(0, |time| time + 1);
-        let (old_age, old_floor) = self.clock.unwrap_or_default();
+        let old = self.clock.unwrap_or_default();
         let is_first = self.clock.is_none();
-        let fits = age >= old_age && floor == old_floor.max(above) && (age == 0 || !is_first);
-        if !fits || age > fastest || floor > latest {
+        let fits = age >= old.age
+            && floor == old.floor.max(above)
+            && begun >= old.begun
+            && (age == 0 || !is_first);
+        if !fits || age > fastest || floor.max(begun) > latest {
             return Err(format!(
-                "P5: {index} logs age {age} and floor {floor} after {:?}; at most {fastest} and {latest}, and forgotten is all below {above}",
+                "P5: {index} logs {clock:?} after {:?}; at most {fastest} and {latest}, and forgotten is all below {above}",
                 self.clock
             ));
         }
-        self.clock = Some((age, floor));
+        self.clock = Some(clock);
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use std::sync::{Mutex, Once, PoisonError};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use crate::plan::Plan;
+use crate::plan::{Blunder, Plan};
 use crate::tally::Report;
 use crate::timeline::Timeline;
 use crate::world::World;
@@ -22,6 +22,8 @@ pub const AT_REST: &str = "at rest";
 /// What is tried beside the seed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Trial {
+    /// What is done wrong around the nodes.
+    pub blunder: Option<Blunder>,
     /// The rule that every node breaks.
     #[cfg(feature = "mutations")]
     pub broken: Option<onlyonce_replica::Rule>,

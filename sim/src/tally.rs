@@ -53,8 +53,26 @@ sights! {
     AuthorityAway => "authority_away",
     /// A compare-and-swap came from a process that was dead by then, and took place.
     DeadSwapTookPlace => "dead_swap_took_place",
-    /// A client forgot everything.
+    /// A client forgot everything, but what is durable in its outbox.
     ClientCrashed => "client_crashed",
+    /// A crash of a client took a request that was not yet durable in its outbox, and was never sent.
+    OutboxLost => "outbox_lost",
+    /// A client that was started again found a request in its outbox.
+    OutboxTakenUp => "outbox_taken_up",
+    /// It had run before the client was started again.
+    OutboxTakenUpDone => "outbox_taken_up_done",
+    /// It ran only then.
+    OutboxTakenUpRan => "outbox_taken_up_ran",
+    /// The cluster was restored from a backup.
+    Restored => "restored",
+    /// It was restored while requests were under way.
+    RestoredUnderWay => "restored_under_way",
+    /// It was restored, and records that were committed after the backup are no part of its history.
+    RestoredWithLoss => "restored_with_loss",
+    /// A client was told that its request is of an incarnation before a restore.
+    OtherIncarnationTold => "other_incarnation_told",
+    /// A request under a named key ran again, after a restore from a backup that does not know it.
+    LostKeyRanAnew => "lost_key_ran_anew",
     /// A client's session expired under it.
     ClientExpired => "client_expired",
     /// A calendar was set.

@@ -76,6 +76,11 @@ impl<T> Agenda<T> {
         self.heap.push(Reverse(Entry { at: (self.now + after, self.scheduled), what }));
     }
 
+    /// Only what is to be kept will happen.
+    pub fn retain(&mut self, keep: impl Fn(&T) -> bool) {
+        self.heap.retain(|Reverse(entry)| keep(&entry.what));
+    }
+
     /// Goes on to what happens next.
     pub fn next(&mut self) -> Option<T> {
         let Reverse(Entry { at, what }) = self.heap.pop()?;

@@ -146,7 +146,7 @@ impl World {
                 let id = register.proposal;
                 self.say(|_| format!("the register holds view {} of n{}", register.view, node + 1));
                 let revision = Revision(expected.0 + 1);
-                self.report.views = register.view.0;
+                self.report.views = self.report.views.max(register.view.0);
                 if self.nodes[node].generation != generation {
                     self.report.see(Sight::DeadSwapTookPlace);
                 }
@@ -174,6 +174,7 @@ impl World {
             let one = &mut self.clients[client];
             let call = one.begin(&mut self.rng, &self.plan, now, &mut self.history);
             self.retry(client, call);
+            self.sync_outbox(client);
             let one = &mut self.clients[client];
             if let Some(call) = one.race(&mut self.rng, &self.plan, &self.history) {
                 self.retry(client, call);
@@ -217,6 +218,9 @@ impl World {
 
     pub(crate) fn answer(&mut self, to: ReplyTo, answer: Answer) -> Finding {
         let client = usize::try_from(to.connection).expect("clients are few");
+        if client == self.clients.len() {
+            return self.take_piece(to.call.0, answer);
+        }
         self.say(|_| format!("c{} #{}: {}", client + 1, to.call, timeline::answer(&answer)));
         let now = self.agenda.now();
         match self.clients[client].take(to.call.0, answer, now, &mut self.history) {
@@ -232,6 +236,11 @@ impl World {
             Taken::Expired { lost } => {
                 self.report.unknown += lost as u64;
                 self.report.see(Sight::ClientExpired);
+                Ok(())
+            }
+            Taken::OtherIncarnation { lost } => {
+                self.report.unknown += lost as u64;
+                self.report.see(Sight::OtherIncarnationTold);
                 Ok(())
             }
             Taken::Broken(finding) => Err(format!("P5: client {}: {finding}", client + 1)),

@@ -12,7 +12,7 @@ use onlyonce_storage::{Index, Table};
 use onlyonce_wire::client::{
     self as wire, Answer, Fingerprint, Outcome, Question, Read, Refusal, Request, RequestId,
 };
-use onlyonce_wire::{CallId, Session, limits};
+use onlyonce_wire::{CallId, Incarnation, Session, limits};
 
 use crate::fold::Life;
 use crate::ledger::{Finding, Ledger};
@@ -73,11 +73,21 @@ impl Copies {
             return Err(format!("I10: a copy of a request is answered twice, now {answer:?}"));
         };
         let told = |error: String| format!("{error} ({:?} was told {answer:?})", copy.request);
+        if incarnation_of(&copy.request).is_some_and(|it| it != ledger.fold.incarnation) {
+            is_refused(answer, ledger.fold.incarnation).map_err(told)?;
+            return Ok(copy.from);
+        }
         match tale(&copy, answer).map_err(told)? {
             Some(tale) => self.take_tale(&copy, tale, ledger).map_err(told)?,
             None => check(&copy, answer, ledger).map_err(told)?,
         }
         Ok(copy.from)
+    }
+
+    /// A restore ends all nodes: nobody answers what was open, and what came after `end` never was.
+    pub fn restore(&mut self, end: Index) {
+        self.open.clear();
+        self.answered.retain(|(_, index)| *index <= end);
     }
 
     fn take_tale(&mut self, copy: &Copy, tale: Tale, ledger: &mut Ledger) -> Finding {
@@ -116,6 +126,32 @@ impl Copies {
             format!("P3, I10: it ran before, {} was committed: {fates:?}", copy.seen)
         })?;
         Ok(fate.index)
+    }
+}
+
+/// In which incarnation a request's ids mean something; none if it has none.
+fn incarnation_of(request: &Request) -> Option<Incarnation> {
+    match request {
+        Request::Open { incarnation, .. }
+        | Request::Close { incarnation, .. }
+        | Request::KeepAlive { incarnation, .. }
+        | Request::Execute(wire::Execute { incarnation, .. })
+        | Request::Outcome(Question { incarnation, .. })
+        | Request::Cancel(Question { incarnation, .. }) => Some(*incarnation),
+        Request::Read(_)
+        | Request::Sessions { .. }
+        | Request::Session(_)
+        | Request::Status
+        | Request::Backup { .. } => None,
+    }
+}
+
+/// P5: a request of an earlier incarnation is refused for that, and told nothing else.
+fn is_refused(answer: &Answer, now: Incarnation) -> Finding {
+    match answer {
+        Answer::NotPrimary { .. } | Answer::AskAgain => Ok(()),
+        Answer::Refused(Refusal::OtherIncarnation { current }) if *current == now => Ok(()),
+        _ => Err(format!("P5: it is of another incarnation than {now}")),
     }
 }
 
@@ -188,7 +224,11 @@ fn check(copy: &Copy, answer: &Answer, ledger: &Ledger) -> Finding {
             | Answer::Refused(Refusal::Busy(_) | Refusal::WindowFull { .. }),
         )
         | (Request::Outcome(_), Answer::Fate { fate: wire::Fate::Pending, .. })
-        | (Request::Status, Answer::Status(_)) => Ok(()),
+        | (Request::Status, Answer::Status(_))
+        // Backups are judged whole, by the operator.
+        | (Request::Backup { .. }, Answer::Backup(_) | Answer::Refused(Refusal::Invalid(_))) => {
+            Ok(())
+        }
         (Request::Open { session, .. }, Answer::Opened { opened_at }) => {
             let session = Session { id: *session, opened_at: *opened_at };
             is_open(ledger, session, copy.seen)
@@ -270,7 +310,7 @@ fn check_refusal(
         }
         (RequestId::Seq { session, .. }, Refusal::SessionExpired) => is_over(ledger, *session),
         (RequestId::Key(key), Refusal::Forgotten) => {
-            let (time, floor) = (key.time_ms(), requests.floor_ms());
+            let (time, floor) = (key.time_ms(), requests.known_from_ms());
             let is_remembered = requests.fates(id).iter().any(|fate| fate.forgotten.is_none());
             if time.is_some_and(|time| time < floor) && !is_remembered {
                 return Ok(());

@@ -15,6 +15,7 @@ use crate::faults::Fault;
 use crate::history::History;
 use crate::ledger::{Finding, Ledger};
 use crate::node::{Clock, Node};
+use crate::operator::Operator;
 use crate::plan::Plan;
 use crate::run::AT_REST;
 use crate::tally::{Report, Sight};
@@ -52,6 +53,12 @@ pub enum Happening {
     Wake { client: usize },
     /// A process dies of what it just did.
     Die { node: usize, generation: u64 },
+    /// A client that crashed is started again.
+    StartClient { client: usize },
+    /// A client's disk has synced what its outbox wrote.
+    OutboxSynced { client: usize, crashes: u64 },
+    /// The operator asks (again) for a piece of a backup.
+    BackUp { asked: u64 },
     /// A client asks again.
     Retry { client: usize, call: u64 },
     /// A fault takes place.
@@ -79,6 +86,7 @@ pub struct World {
     pub(crate) agenda: Agenda<Happening>,
     pub(crate) nodes: Vec<Node>,
     pub(crate) clients: Vec<Client>,
+    pub(crate) operator: Operator,
     pub(crate) history: History,
     pub(crate) ledger: Ledger,
     pub(crate) copies: Copies,
@@ -115,6 +123,7 @@ impl World {
             standings: vec![None; nodes.len()],
             nodes,
             clients,
+            operator: Operator::default(),
             history: History::default(),
             ledger: Ledger::default(),
             copies: Copies::default(),
@@ -141,6 +150,9 @@ impl World {
         for client in 0..self.clients.len() {
             self.agenda.schedule(MILLISECOND, Happening::Client { client });
         }
+        if self.plan.faults.contains_key(&Fault::Restore) {
+            self.agenda.schedule(SECOND / 2, Happening::BackUp { asked: 0 });
+        }
         for (fault, mean) in &self.plan.faults {
             let after = self.rng.random_range(0..2 * mean);
             self.agenda.schedule(after, Happening::Fault(*fault));
@@ -161,6 +173,8 @@ impl World {
                 }
                 let ran_anew = self.ledger.fold.requests.ran_anew();
                 self.report.sights[Sight::KeyRanAnew as usize] += ran_anew;
+                let lost_ran_anew = self.ledger.fold.requests.lost_ran_anew;
+                self.report.sights[Sight::LostKeyRanAnew as usize] += lost_ran_anew;
                 self.report.end_world();
                 return Ok(());
             }
@@ -248,7 +262,10 @@ impl World {
                 }
             }
             Happening::Retry { client, call } => self.retry(client, call),
-            Happening::Fault(fault) => self.break_something(fault),
+            Happening::StartClient { client } => self.start_client(client),
+            Happening::OutboxSynced { client, crashes } => self.outbox_synced(client, crashes),
+            Happening::BackUp { asked } => self.back_up(asked),
+            Happening::Fault(fault) => return self.break_something(fault),
             Happening::Start { node } => return self.start(node),
             Happening::Resume { node, generation } => return self.resume(node, generation),
             Happening::Heal => self.heal(),
@@ -387,7 +404,7 @@ impl World {
     }
 
     fn is_at_rest(&self) -> bool {
-        let answered = self.clients.iter().all(|client| client.calls.is_empty());
+        let answered = self.clients.iter().all(|it| it.calls.is_empty() && !it.is_down);
         let last = self.ledger.last();
         let is_settled = |replica: &&Replica| {
             replica.state().committed() == last && replica.state().last().1 == last

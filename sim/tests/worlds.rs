@@ -18,6 +18,8 @@ fn worlds_keep_their_promises() {
         panic!("{failure}");
     }
     let (crashes, emptied) = (sum.seen(Sight::Crashed), sum.seen(Sight::DiskEmptied));
+    let (restored, taken_up) = (sum.seen(Sight::Restored), sum.seen(Sight::OutboxTakenUp));
+    assert!(restored > 3 && taken_up > 3, "{restored} restores, {taken_up} taken up of outboxes");
     assert!(
         crashes > 50 && emptied > 5 && sum.views > 200 && sum.answered > 5_000,
         "{crashes} crashes, {emptied} disks emptied, {} views, {} answered",
