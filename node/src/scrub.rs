@@ -18,14 +18,13 @@ pub fn run(data: &Path) -> Result<(), ExitError> {
     }
     let (store, rows) = exit::reading(data, || read_all(data))?;
     let checkpoint = store.checkpointer.checkpoint();
+    let records = match (store.recovered.first, store.recovered.last) {
+        (first, last) if first > last => "no records".to_owned(),
+        (first, last) => format!("records {first} to {last}"),
+    };
     say(&format!(
-        "store {:032x}: all is what was written: records {} to {}, and {rows} rows as of record {} \
-         (digest {})",
-        store.store_id,
-        store.recovered.first,
-        store.recovered.last,
-        checkpoint.mark.index,
-        checkpoint.digests,
+        "store {:032x}: all is what was written: {records}, and {rows} rows as of record {} (digest {})",
+        store.store_id, checkpoint.mark.index, checkpoint.digests,
     ));
     Ok(())
 }

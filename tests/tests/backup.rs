@@ -298,6 +298,11 @@ fn a_restore_overwrites_nothing() {
     refused(&restore(lone.node.data(), &file), &["in use by another process"]);
     let data = folder.path().join("restored");
     restored(&data, &file);
+    let mut scrub = Command::new(binaries::onced());
+    scrub.args(["scrub", "--data", text(&data)]);
+    let ran = run(scrub, BOUND);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.stdout.contains("no records, and"), "its log is empty: {ran:?}");
     refused(&restore(&data, &file), &["holds a store already", "choose an empty or a new folder"]);
     refused(
         &restore(folder.path(), &file),
