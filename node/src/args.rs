@@ -6,6 +6,9 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{LogFormat, Settings};
 
+// Help is wrapped where the terminal ends: a paragraph is one line here, and what must keep its lines
+// has at most 80 columns.
+
 const EXAMPLES: &str = "\
 Examples:
   One node alone, crash-durable, no replica:
@@ -18,10 +21,10 @@ Examples:
         --listen 127.0.0.1:7401 --peer 127.0.0.1:7501 --http 127.0.0.1:7601
 
   The same with the view in an etcd cluster, of which one member may be down:
-    onced serve --data ./n1 --name n1 --authority etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379 \\
-        --bootstrap
+    onced serve --data ./n1 --name n1 --bootstrap \\
+        --authority etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379
 
-  When the authority's data is lost for good (see onced admin force-view --help):
+  When the authority's data is lost (see onced admin force-view --help):
     onced admin force-view --authority 127.0.0.1:7300 --data ./n1 --data ./n2
 
   See what a node would run with:
@@ -30,19 +33,21 @@ Examples:
 Exit codes: 0 after SIGTERM or SIGINT, 1 when it had to stop, 2 for wrong usage.";
 
 const SERVE_AFTER: &str = "\
-A setting comes from its flag, else from ONCED_<KEY> in the environment (ONCED_LISTEN, ...), else
-from the TOML file given with --config, else from its default. File and environment also know
-heartbeat_ms, lease_ms, grace_ms, append_timeout_ms, flush_timeout_ms, session_idle_ms, cache_bytes,
-checkpoint_bytes, checkpoint_interval_ms, scrub_pause_ms, log_tail_bytes, log_pin_bytes,
-advertise_client and advertise_peer.
+A setting comes from its flag, else from ONCED_<KEY> in the environment (ONCED_LISTEN, ...), else \
+from the TOML file given with --config, else from its default. File and environment also know \
+heartbeat_ms, lease_ms, grace_ms, append_timeout_ms, flush_timeout_ms, session_idle_ms, \
+key_retention_ms, cache_bytes, checkpoint_bytes, checkpoint_interval_ms, scrub_pause_ms, \
+log_tail_bytes, log_pin_bytes, advertise_client and advertise_peer.
+
 ONCED_LOG filters the log (default: info).
 
 Example:
-  onced serve --data ./n1 --name n1 --listen 127.0.0.1:0 --peer 127.0.0.1:0 --http 127.0.0.1:0";
+  onced serve --data ./n1 --name n1 \\
+      --listen 127.0.0.1:0 --peer 127.0.0.1:0 --http 127.0.0.1:0";
 
 /// A replicated key/value store and RPC service in which every request takes effect exactly once.
 #[derive(Debug, Parser)]
-#[command(name = "onced", version, after_help = EXAMPLES)]
+#[command(name = "onced", version, after_help = EXAMPLES, max_term_width = 100)]
 pub struct Args {
     #[command(subcommand)]
     pub command: Command,
@@ -144,10 +149,10 @@ impl ServeArgs {
 }
 
 const SCRUB_AFTER: &str = "\
-The folder is opened as a start of the node would open it: what a crash cut short is finished first.
+The folder is opened as a start of the node would open it: what a crash cut short is finished first. \
 Then every row of the tables is read, and compared with the digests that each checkpoint keeps.
 
-Exit codes: 0 when all is what was written, 1 when it is not (the message says what to do), 2 for
+Exit codes: 0 when all is what was written, 1 when it is not (the message says what to do), 2 for \
 wrong usage.
 
 Example:
@@ -164,13 +169,13 @@ pub struct ScrubArgs {
 const RESTORE_ABOUT: &str = "\
 Make a new store from a backup, in an empty or missing folder.
 
-The whole file is checked before anything is written, and the store's rows against the digests of the
-cluster before it counts. It begins a new incarnation of the cluster's history: all sessions of before
-are expired then, and clients learn that requests of before cannot be told, rather than having them
+The whole file is checked before anything is written, and the store's rows against the digests of the \
+cluster before it counts. It begins a new incarnation of the cluster's history: all sessions of before \
+are expired then, and clients learn that requests of before cannot be told, rather than having them \
 executed anew.
 
-Start it as a lone node, or with --bootstrap and an authority that holds nothing as the first primary
-of a cluster, which nodes on empty folders join. No node may serve from the history before any more:
+Start it as a lone node, or with --bootstrap and an authority that holds nothing as the first primary \
+of a cluster, which nodes on empty folders join. No node may serve from the history before any more: \
 clients could still be answered by it. See docs/operations.md, \"Backup and restore\".";
 
 const RESTORE_AFTER: &str = "\
@@ -197,31 +202,33 @@ pub struct RestoreArgs {
 const FORCE_VIEW_ABOUT: &str = "\
 Make one store the only primary of its cluster again, when the authority's data is lost.
 
-It works on the data folders of stopped nodes. Without --fenced it changes nothing: it shows what
-each store holds, which one it would choose, and what may be lost. With --fenced it begins a new
-incarnation of the cluster's history, with that store alone: first in the register, then in the
-store. All sessions of before are expired then: clients learn that their outstanding requests are
+It works on the data folders of stopped nodes. Without --fenced it changes nothing: it shows what \
+each store holds, which one it would choose, and what may be lost. With --fenced it begins a new \
+incarnation of the cluster's history, with that store alone: first in the register, then in the \
+store. All sessions of before are expired then: clients learn that their outstanding requests are \
 unresolved, and go on in new sessions by themselves.
 
---fenced is a promise: no node will ever run again on any other store of this cluster, given here
+--fenced is a promise: no node will ever run again on any other store of this cluster, given here \
 or not. A node that still runs could answer clients from the old history.
 
-The command may be repeated whenever it was cut short: it goes on from what the register holds.
+The command may be repeated whenever it was cut short: it goes on from what the register holds. \
 See docs/operations.md, \"The authority's data is lost\".";
 
 const FORCE_VIEW_AFTER: &str = "\
-Exit codes: 0 the view is forced (or was before), 1 refused or failed, and the last line says why,
+Exit codes: 0 the view is forced (or was before), 1 refused or failed, and the last line says why, \
 2 nothing was written: wrong usage, or --fenced is not given.
 
 Example:
   onced authority --data ./new-authority --listen 127.0.0.1:7300
   onced admin force-view --authority 127.0.0.1:7300 --data ./n1 --data ./n2
-  onced admin force-view --authority 127.0.0.1:7300 --data ./n1 --data ./n2 --fenced";
+  onced admin force-view --authority 127.0.0.1:7300 --data ./n1 --data ./n2 \\
+      --fenced";
 
 #[derive(Debug, clap::Args)]
 pub struct ForceViewArgs {
-    /// The authority, whose register is empty, or older than the stores.
-    #[arg(long, value_name = "HOST:PORT|etcd://HOST:PORT,...[/NAME]")]
+    /// The authority, whose register is empty, or older than the stores: HOST:PORT, or
+    /// etcd://HOST:PORT,...[/NAME].
+    #[arg(long, value_name = "ADDRESS")]
     pub authority: String,
     /// The data folder of a stopped node; give those of all nodes of the cluster that are left.
     #[arg(long, value_name = "DIR", required = true)]
@@ -254,4 +261,23 @@ pub struct AuthorityArgs {
     /// How log lines look on standard error.
     #[arg(long, value_name = "text|json", env = "ONCED_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// Each setting of a node is a flag, or the help names it.
+    #[test]
+    fn settings_are_told() {
+        let command = Args::command();
+        let serve = command.find_subcommand("serve").expect("it is one");
+        let is_flag = |key: &&&str| serve.get_arguments().any(|flag| flag.get_id() == **key);
+        let words: Vec<_> = SERVE_AFTER.split([' ', ',', '.', '\n']).collect();
+        for key in Settings::KEYS.iter().filter(|key| !is_flag(key)) {
+            assert!(words.contains(key), "{key}");
+        }
+    }
 }

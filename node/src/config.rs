@@ -25,7 +25,7 @@ macro_rules! settings {
 
         impl Settings {
             /// Every key.
-            const KEYS: &[&str] = &[$(stringify!($key)),*];
+            pub(crate) const KEYS: &[&str] = &[$(stringify!($key)),*];
 
             /// These settings, and those of `lower` where these are silent.
             pub fn or(self, lower: Self) -> Self {
