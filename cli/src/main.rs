@@ -2,12 +2,13 @@
 //!
 //! `args` is what can be typed, `run` does it, `output` prints it (bare or as JSON); `writes` turns
 //! commands into operations and prints what they came to, `requests` is about requests and sessions
-//! of before, `txn` the little language of transactions, `backup` makes backups, `bench` the load
-//! generator, `compare` what exactly once costs, `pages` what is generated from the definitions of
-//! `args`.
+//! of before, `advice` about what to do when the fate of one is not known, `txn` the little language
+//! of transactions, `backup` makes backups, `bench` the load generator, `compare` what exactly once
+//! costs, `pages` what is generated from the definitions of `args`.
 //!
 //! Exit codes: 0 done, 1 refused or a negative result, 2 usage, 3 not known.
 
+mod advice;
 mod args;
 mod backup;
 mod bench;

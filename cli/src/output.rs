@@ -4,8 +4,10 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use onlyonce_client::{BuildError, Error, UnresolvedReason, limits};
+use onlyonce_client::{BuildError, Error, Unresolved, UnresolvedReason, limits};
 use serde_json::{Value, json};
+
+use crate::advice::advice;
 
 /// The exit code where 1, "it did not take effect", would say too much.
 const NOT_KNOWN: u8 = 3;
@@ -126,12 +128,15 @@ impl Printer {
     }
 
     fn call_ended(&self, error: &Error) -> u8 {
-        let text = match error {
-            Error::NotSent(_) => format!("not sent: {error}"),
-            Error::Refused(refusal) => format!("refused ({}): {refusal}", refusal.name()),
-            _ => error.to_string(),
+        let message = match error {
+            Error::Unresolved(unresolved) => unresolved_text(unresolved),
+            error => error.to_string(),
         };
-        eprintln!("once: {text}");
+        match error {
+            Error::NotSent(_) => eprintln!("once: not sent: {message}"),
+            Error::Refused(refusal) => eprintln!("once: refused ({}): {refusal}", refusal.name()),
+            _ => eprintln!("once: {message}"),
+        }
         let (status, code) = match error {
             Error::Refused(refusal) => (refusal.name(), 1),
             Error::Failed(_) => ("failed", 1),
@@ -142,9 +147,9 @@ impl Printer {
             Error::Unresolved(_) => ("unresolved", NOT_KNOWN),
             Error::Uncounted(_) => ("uncounted", NOT_KNOWN),
         };
-        let mut json = json!({ "error": status, "message": error.to_string() });
+        let mut json = json!({ "error": status, "message": message });
         if let Error::Unresolved(unresolved) = error {
-            eprintln!("once: {}", advice(unresolved.reason()));
+            eprintln!("once: {}", advice(unresolved));
             json["handle"] = unresolved.handle().to_string().into();
         }
         self.error_line(&json);
@@ -158,13 +163,20 @@ impl Printer {
     }
 }
 
-/// What to do about a request that is unresolved.
-fn advice(reason: &UnresolvedReason) -> &'static str {
-    if matches!(reason, UnresolvedReason::KeyExpired(_)) {
-        "do not resume the handle; 'once outcome HANDLE' tells what is still known of the request"
-    } else {
-        "keep the handle, it names this request: 'once resume HANDLE' goes on with it, \
-         'once outcome HANDLE' asks what became of it, 'once cancel HANDLE' rules it out"
+/// That a request is unresolved, with each reason once.
+fn unresolved_text(unresolved: &Unresolved) -> String {
+    let text = Error::Unresolved(unresolved.clone()).to_string();
+    match unresolved.reason() {
+        // It is what the nodes said.
+        UnresolvedReason::Unusable(_) => {
+            text.replacen(&format!(" ({})", unresolved.nodes()), "", 1)
+        }
+        UnresolvedReason::Deadline(_)
+        | UnresolvedReason::Refused(_)
+        | UnresolvedReason::BadReply(_)
+        | UnresolvedReason::NoContent
+        | UnresolvedReason::Unanswered
+        | UnresolvedReason::KeyExpired(_) => text,
     }
 }
 

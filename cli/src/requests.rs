@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use onlyonce_client::{
-    Cancellation, Client, Fate, Handle, IdempotencyKey, Outcome, Refusal, RequestId, RequestName,
+    Cancellation, Client, Fate, Handle, IdempotencyKey, Outcome, Refusal, RequestName,
     SavedRequest, SessionDetail, SessionStatus,
 };
 use serde_json::{Value, json};
 
+use crate::advice::elsewhere;
 use crate::args::SessionCommand;
 use crate::output::{End, Printer};
 use crate::writes::{outcome_json, outcome_line, print_told};
@@ -16,9 +17,9 @@ use crate::writes::{outcome_json, outcome_line, print_told};
 const SESSIONS_PAGE: u32 = 1_000;
 
 /// The request that is meant: by its handle, or its key.
-pub fn name(handle: Option<Handle>, key: Option<IdempotencyKey>) -> Result<RequestName, End> {
+fn name(handle: Option<&Handle>, key: Option<IdempotencyKey>) -> Result<RequestName, End> {
     match (handle, key) {
-        (Some(handle), None) => Ok((&handle).into()),
+        (Some(handle), None) => Ok(handle.into()),
         (None, Some(key)) => Ok(key.into()),
         (None, None) => Err(End::Usage("a HANDLE or --key KEY is needed".to_owned())),
         (Some(_), Some(_)) => {
@@ -28,7 +29,13 @@ pub fn name(handle: Option<Handle>, key: Option<IdempotencyKey>) -> Result<Reque
 }
 
 /// Tells what became of a request.
-pub async fn outcome(client: &Client, name: RequestName, printer: &Printer) -> Result<(), End> {
+pub async fn outcome(
+    client: &Client,
+    handle: Option<&Handle>,
+    key: Option<IdempotencyKey>,
+    printer: &Printer,
+) -> Result<(), End> {
+    let name = name(handle, key)?;
     let (fate, kept_for) = client.outcome_told(name).await.map_err(End::Untold)?;
     let told = |word: &str| {
         printer.line(word, &json!({ "fate": word, "kept_for_ms": milliseconds(kept_for) }))
@@ -38,12 +45,18 @@ pub async fn outcome(client: &Client, name: RequestName, printer: &Printer) -> R
         Fate::Cancelled => told("cancelled").and(Err(End::Negative)),
         Fate::Pending => told("pending").and(Err(End::NotKnown)),
         Fate::NeverSeen => told("never-seen").and(Err(End::NotKnown)),
-        Fate::Forgotten(refusal) => forgotten(&refusal, printer),
+        Fate::Forgotten(refusal) => forgotten(&refusal, handle, printer),
     }
 }
 
 /// Sees to it that a request never runs, unless it did.
-pub async fn cancel(client: &Client, name: RequestName, printer: &Printer) -> Result<(), End> {
+pub async fn cancel(
+    client: &Client,
+    handle: Option<&Handle>,
+    key: Option<IdempotencyKey>,
+    printer: &Printer,
+) -> Result<(), End> {
+    let name = name(handle, key)?;
     let (cancellation, kept_for) = client.cancel_told(name).await.map_err(End::Untold)?;
     match cancellation {
         Cancellation::Cancelled => {
@@ -55,7 +68,7 @@ pub async fn cancel(client: &Client, name: RequestName, printer: &Printer) -> Re
             eprintln!("once: too late to cancel: the request was executed");
             Err(End::Negative)
         }
-        Cancellation::Forgotten(refusal) => forgotten(&refusal, printer),
+        Cancellation::Forgotten(refusal) => forgotten(&refusal, handle, printer),
     }
 }
 
@@ -74,8 +87,11 @@ fn done(outcome: &Outcome, kept_for: Option<Duration>, printer: &Printer) -> Res
     printer.line(bare, &json)
 }
 
-fn forgotten(refusal: &Refusal, printer: &Printer) -> Result<(), End> {
+fn forgotten(refusal: &Refusal, handle: Option<&Handle>, printer: &Printer) -> Result<(), End> {
     eprintln!("once: whether the request took effect is not known any more: {refusal}");
+    if let Some(elsewhere) = handle.and_then(|handle| elsewhere(handle, refusal)) {
+        eprintln!("once: {elsewhere}");
+    }
     let json = json!({
         "fate": "forgotten", "reason": refusal.name(), "message": refusal.to_string(),
     });
@@ -85,9 +101,6 @@ fn forgotten(refusal: &Refusal, printer: &Printer) -> Result<(), End> {
 
 /// Goes on with a request, and prints what its command would have printed.
 pub async fn resume(client: &Client, handle: &Handle, printer: &Printer) -> Result<(), End> {
-    if let (None, RequestId::Key(key)) = (handle.operation(), handle.id()) {
-        eprintln!("once: give the command again, with the same arguments and --key '{key}'");
-    }
     let executed = client.resume(handle).await?;
     let operation = handle.operation().expect("the client has sent it");
     print_told(&executed, &operation, printer)

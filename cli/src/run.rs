@@ -168,11 +168,9 @@ async fn single(
             scan(client, start, end, limit, printer).await
         }
         Command::Outcome { handle } => {
-            requests::outcome(client, requests::name(handle, key)?, printer).await
+            requests::outcome(client, handle.as_ref(), key, printer).await
         }
-        Command::Cancel { handle } => {
-            requests::cancel(client, requests::name(handle, key)?, printer).await
-        }
+        Command::Cancel { handle } => requests::cancel(client, handle.as_ref(), key, printer).await,
         Command::Resume { handle } => requests::resume(client, &handle, printer).await,
         Command::Session(command) => requests::session(client, command, printer).await,
         write => writes::write(client, key, writes::operation(write)?, printer).await,

@@ -196,6 +196,8 @@ fn handles_of_elsewhere_are_refused() {
     assert_says(&other, &["outcome", &text], 3, &words);
     assert_says(&other, &["cancel", &text], 3, &words);
     assert_says(&other, &["resume", &text], 3, &words);
+    let said = once(&other, &["resume", &text]).stderr;
+    assert_eq!(said.matches("check the addresses").count(), 1, "once is enough: {said}");
     let stranger = Lone::start(&[]);
     assert_says(&stranger.addresses(), &["resume", &text], 3, &[&home, "check the addresses"]);
     for nodes in [&other, &stranger.addresses()] {
@@ -392,6 +394,7 @@ fn what_once_left_unresolved_goes_on() {
     let handle = left_long["handle"].as_str().expect("a handle");
     let ran = once(&nodes, &["resume", handle]);
     assert_eq!(ran.code, Some(3), "{ran:?}");
+    assert!(!ran.stderr.contains("goes on with it,"), "it cannot: {ran:?}");
     let key = ran.stderr.split("--key '").nth(1).and_then(|rest| rest.split('\'').next());
     let key = key.unwrap_or_else(|| panic!("no key: {ran:?}"));
     assert_prints(&nodes, &["--key", key, "put", "k", &long], 0, "");
@@ -429,7 +432,8 @@ fn sessions_are_listed_and_closed() {
     assert_says(&nodes, &["session", "close", &id], 1, &["no such session"]);
     assert_says(&nodes, &["session", "show", &id], 1, &["no such session"]);
     assert_says(&nodes, &["session", "show", "12"], 2, &["32 hexadecimal digits"]);
-    assert_says(&nodes, &["resume", &text], 3, &["the session is not known", &text]);
+    let said = ["the session is not known", &text, "do not resume the handle"];
+    assert_says(&nodes, &["resume", &text], 3, &said);
     let asked = assert_prints(&nodes, &["outcome", &text], 3, "forgotten\n");
     assert!(asked.stderr.contains("not known any more"), "{asked:?}");
     assert_eq!(json_of(&nodes, &["outcome", &text])["reason"], "session-expired");
