@@ -1,6 +1,7 @@
 //! `once backup`: the file, and its progress.
 //!
 //! A file is written beside its place, synced, and then put there: what has the name is a whole backup.
+//! What is there must be a regular file: no device, pipe or socket is ever replaced.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
@@ -9,28 +10,39 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use onlyonce_client::{Backup, BackupStep, Client};
+use onlyonce_client::{Backup, BackupStep, ClientBuilder, Error, NoAnswer};
 use serde_json::json;
 
 use crate::output::{End, Printer};
-use crate::run::patiently;
+use crate::run::{PATIENCE, tell_waiting};
 
 /// How often its progress is shown.
 const PROGRESS: Duration = Duration::from_secs(1);
 /// What is written at a time.
 const WRITE_BYTES: usize = 1 << 20;
 
-/// Makes a backup in the file `target`, or on standard output if it is `-`.
-pub async fn backup(client: &Client, target: &Path, printer: &Printer) -> Result<(), End> {
+const IS_FOLDER: &str = "a folder: name a file";
+const NOT_REGULAR: &str =
+    "not a regular file (a device, pipe or socket): name a file, or '-' for standard output";
+
+/// Makes a backup in the file `target`, or on standard output if it is `-`. No step of it may take
+/// longer than `deadline`.
+pub async fn backup(
+    builder: ClientBuilder,
+    deadline: Option<Duration>,
+    target: &Path,
+    printer: &Printer,
+) -> Result<(), End> {
+    let mut steps = Steps::new(builder, deadline)?;
     let mut progress = Progress::new(printer);
     if target == OsStr::new("-") {
-        let (backup, index) = to_output(client, &mut progress).await?;
-        eprintln!("once: {}", progress.summary(&backup, index));
+        let index = to_output(&mut steps, &mut progress).await?;
+        eprintln!("once: {}", progress.summary(&steps.backup, index));
         return Ok(());
     }
     let partial = Partial::create(target)?;
-    let (backup, index) = partial.fill(client, &mut progress).await?;
-    let begin = backup.begin().expect("a whole backup has a beginning");
+    let index = partial.fill(&mut steps, &mut progress).await?;
+    let begin = steps.backup.begin().expect("a whole backup has a beginning");
     let json = json!({
         "file": target.to_string_lossy(),
         "bytes": progress.bytes,
@@ -38,20 +50,55 @@ pub async fn backup(client: &Client, target: &Path, printer: &Printer) -> Result
         "cluster": begin.cluster.to_string(),
         "incarnation": begin.incarnation.0,
     });
-    printer.line(format!("{}: {}", target.display(), progress.summary(&backup, index)), &json)
+    let summary = progress.summary(&steps.backup, index);
+    printer.line(format!("{}: {summary}", target.display()), &json)
 }
 
-/// The next step; says what is the matter when it takes long.
-async fn next(client: &Client, backup: &mut Backup) -> Result<BackupStep, End> {
-    patiently(client, async { backup.next().await.map_err(End::from) }).await
+/// The steps of a backup, waited for with patience.
+struct Steps {
+    backup: Backup,
+    deadline: Option<Duration>,
+    /// How often the client gives a step up within the deadline; none: it never ends.
+    tries: Option<u32>,
 }
 
-async fn to_output(client: &Client, progress: &mut Progress<'_>) -> Result<(Backup, u64), End> {
+impl Steps {
+    /// The client has a short deadline, so that it tells what it waits for.
+    fn new(builder: ClientBuilder, deadline: Option<Duration>) -> Result<Self, End> {
+        let tries = deadline.map(|all| {
+            let tries = all.as_millis().div_ceil(PATIENCE.as_millis());
+            u32::try_from(tries).unwrap_or(u32::MAX).max(1)
+        });
+        let patience = deadline.zip(tries).map_or(PATIENCE, |(all, tries)| all / tries);
+        let client = builder.deadline(patience).build()?;
+        Ok(Self { backup: client.backup(), deadline, tries })
+    }
+
+    /// The next step; says what is the matter when it takes long.
+    async fn next(&mut self) -> Result<BackupStep, End> {
+        let mut tried = 0;
+        loop {
+            let nodes = match self.backup.next().await {
+                Err(Error::NoAnswer(NoAnswer { nodes, .. })) => nodes,
+                ended => return Ok(ended?),
+            };
+            tried += 1;
+            if let Some(within) = self.deadline.filter(|_| self.tries == Some(tried)) {
+                return Err(Error::NoAnswer(NoAnswer { within, nodes }).into());
+            }
+            if tried == 1 {
+                tell_waiting(nodes.0.iter().map(|node| (&*node.address, node.reason.clone())));
+            }
+        }
+    }
+}
+
+/// Returns the record that it is as of.
+async fn to_output(steps: &mut Steps, progress: &mut Progress<'_>) -> Result<u64, End> {
     let mut out = io::stdout().lock();
     let failed = |error| End::file(Path::new("standard output"), error);
-    let mut backup = client.backup();
     loop {
-        let (bytes, last) = match next(client, &mut backup).await? {
+        let (bytes, last) = match steps.next().await? {
             BackupStep::Bytes(bytes) => (bytes, None),
             BackupStep::Last { bytes, index } => (bytes, Some(index)),
             BackupStep::Anew if progress.bytes == 0 => continue,
@@ -61,9 +108,28 @@ async fn to_output(client: &Client, progress: &mut Progress<'_>) -> Result<(Back
         progress.wrote(bytes.len());
         if let Some(index) = last {
             out.flush().map_err(failed)?;
-            return Ok((backup, index));
+            return Ok(index);
         }
     }
+}
+
+/// Where the file `target` is: what a link leads to is replaced, and not the link. What is there and is
+/// no regular file is refused.
+fn place(target: &Path) -> Result<PathBuf, End> {
+    let refuse = |what: &str| End::Usage(format!("{} is {what}", target.display()));
+    match fs::metadata(target) {
+        Ok(found) if found.is_dir() => return Err(refuse(IS_FOLDER)),
+        Ok(found) if !found.is_file() => return Err(refuse(NOT_REGULAR)),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(End::file(target, error)),
+    }
+    let mut place = target.to_owned();
+    // It ends: a link that leads back to itself was found to be one just now.
+    while let Ok(leads_to) = fs::read_link(&place) {
+        place = place.parent().unwrap_or(Path::new("")).join(leads_to);
+    }
+    if place.file_name().is_none() { Err(refuse(IS_FOLDER)) } else { Ok(place) }
 }
 
 /// A backup that is not yet complete, under another name.
@@ -75,12 +141,15 @@ struct Partial {
 
 impl Partial {
     fn create(target: &Path) -> Result<Self, End> {
+        let target = place(target)?;
         let mut path = target.as_os_str().to_owned();
         path.push(".partial");
         let path = PathBuf::from(path);
         let failed = |error| End::file(&path, error);
-        if target.file_name().is_none() || target.is_dir() {
-            return Err(End::Usage(format!("{} is a folder: name a file", target.display())));
+        // It is given the name in the end: a link, say, must not be.
+        if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
+            let text = format!("{} is in the way, and not a regular file", path.display());
+            return Err(End::Usage(text));
         }
         // Not emptied before it is known that nobody else writes it.
         let file = File::options().create(true).truncate(false).write(true).open(&path);
@@ -98,20 +167,15 @@ impl Partial {
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
         file.set_len(0).map_err(failed)?;
-        Ok(Self { target: target.to_owned(), path, file })
+        Ok(Self { target, path, file })
     }
 
-    /// Writes it, and gives it its name.
-    async fn fill(
-        self,
-        client: &Client,
-        progress: &mut Progress<'_>,
-    ) -> Result<(Backup, u64), End> {
+    /// Writes it, and gives it its name; returns the record that it is as of.
+    async fn fill(self, steps: &mut Steps, progress: &mut Progress<'_>) -> Result<u64, End> {
         let failed = |error| End::file(&self.path, error);
-        let mut backup = client.backup();
         let mut out = BufWriter::with_capacity(WRITE_BYTES, &self.file);
         let index = loop {
-            match next(client, &mut backup).await? {
+            match steps.next().await? {
                 BackupStep::Bytes(bytes) => {
                     out.write_all(&bytes).map_err(failed)?;
                     progress.wrote(bytes.len());
@@ -139,7 +203,7 @@ impl Partial {
             File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
         };
         named().map_err(|error| End::file(&self.target, error))?;
-        Ok((backup, index))
+        Ok(index)
     }
 }
 

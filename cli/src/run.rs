@@ -25,7 +25,7 @@ const NODES_VARIABLE: &str = "ONCE_NODES";
 const AUTHORITY_VARIABLE: &str = "ONCE_AUTHORITY";
 
 /// How long to wait before saying what is waited for.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Carries out what was asked.
 pub async fn run(args: Args, printer: &Printer) -> Result<ExitCode, End> {
@@ -40,8 +40,7 @@ pub async fn run(args: Args, printer: &Printer) -> Result<ExitCode, End> {
         }
         Command::Bench(options) => return bench::bench(builder, &options, printer).await,
         Command::Backup { file } => {
-            let client = builder.one_shot().build()?;
-            backup::backup(&client, &file, printer).await?;
+            backup::backup(builder.one_shot(), args.deadline, &file, printer).await?;
         }
         command => {
             let client = builder.one_shot().build()?;
@@ -85,25 +84,34 @@ pub async fn patiently<T>(
         return done;
     }
     let diagnosis = async {
-        let mut lines = Vec::new();
+        let mut nodes = Vec::new();
         for address in client.nodes().await.unwrap_or_default() {
             let state = match client.status(&address).await {
                 Ok(status) if status.serving => format!("{}, serving", status.role.as_str()),
                 Ok(status) => format!("{}, not serving", status.role.as_str()),
                 Err(error) => status::reason(&error),
             };
-            let hint = if address == DEFAULT_NODE { DEFAULT_HINT } else { "" };
-            lines.push(format!("\n  {address}: {state}{hint}"));
+            nodes.push((address, state));
         }
-        lines.concat()
+        nodes
     };
     tokio::select! {
         done = &mut call => return done,
-        text = diagnosis => {
-            eprintln!("once: no answer yet, trying on (--deadline bounds that){text}");
+        nodes = diagnosis => {
+            tell_waiting(nodes.iter().map(|(address, state)| (&**address, state.clone())));
         }
     }
     call.await
+}
+
+/// Says that it takes long, and what each node, by its address, has to do with it.
+pub fn tell_waiting<'a>(nodes: impl Iterator<Item = (&'a str, String)>) {
+    let line = |(address, state): (&str, String)| {
+        let hint = if address == DEFAULT_NODE { DEFAULT_HINT } else { "" };
+        format!("\n  {address}: {state}{hint}")
+    };
+    let lines: String = nodes.map(line).collect();
+    eprintln!("once: no answer yet, trying on (--deadline bounds that){lines}");
 }
 
 fn builder(args: &Args) -> Result<ClientBuilder, End> {

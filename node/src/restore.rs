@@ -4,7 +4,7 @@
 //! build the store, whose rows must then come to the digests that the backup ends with. A restore that
 //! is cut short leaves a folder that no node is started on.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -24,6 +24,11 @@ const REPEAT: &str = "The data folder cannot be used yet: repeat the restore, or
 
 /// Restores `file` into `data`.
 pub fn run(data: &Path, file: &Path) -> Result<(), ExitError> {
+    if fs::metadata(file).is_ok_and(|found| !found.is_file()) {
+        let text =
+            format!("the backup {}: not a regular file, and it is read twice", file.display());
+        return Err(ExitError::Runtime(text));
+    }
     let (begin, end) = check(file)?;
     let mut store = build_dir(data, &Options::new(rand::random()))?;
     let rows = fold(file, &mut store)?;

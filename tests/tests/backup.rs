@@ -3,10 +3,13 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use onlyonce_client::{Client, Error};
+use onlyonce_tests::client::{client, runtime};
 use onlyonce_tests::cluster::{BOUND, Environment, folder};
 use onlyonce_tests::process::{Ran, run};
 use onlyonce_tests::raw::{ask, executed, get, incarnation, incr};
@@ -344,4 +347,123 @@ fn a_cut_off_backup_is_none() {
     let ran = run(once(&lone.addresses(), &["backup", text(&file)]), BOUND);
     refused(&ran, &["another process writes it"]);
     assert_eq!(fs::read(&file).expect("a file"), before, "the backup of before stays");
+}
+
+/// A device, a pipe or a folder is never replaced: it is refused before any node is asked.
+#[test]
+fn only_regular_files_are_replaced() {
+    let folder = folder();
+    let nobody = ["127.0.0.1:1".to_owned()];
+    let pipe = folder.path().join("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs");
+    assert!(made.success(), "{made}");
+    let (device, to_pipe) = (folder.path().join("device"), folder.path().join("to-pipe"));
+    symlink("/dev/null", &device).expect("a link");
+    symlink("pipe", &to_pipe).expect("a link");
+    for target in [&pipe, &to_pipe, &device] {
+        let ran = run(once(&nobody, &["backup", text(target)]), BOUND);
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        let words = format!("{} is not a regular file (a device, pipe or socket)", text(target));
+        assert!(ran.stderr.contains(&words), "{ran:?}");
+    }
+    let ran = run(once(&nobody, &["backup", text(folder.path())]), BOUND);
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(ran.stderr.contains("is a folder: name a file"), "{ran:?}");
+    fs::rename(&pipe, folder.path().join("new.once.partial")).expect("renamed");
+    let target = folder.path().join("new.once");
+    let ran = run(once(&nobody, &["backup", text(&target)]), BOUND);
+    assert_eq!(ran.code, Some(2), "{ran:?}");
+    assert!(ran.stderr.contains("new.once.partial is in the way"), "{ran:?}");
+    let left = fs::read_dir(folder.path()).expect("a folder").count();
+    assert_eq!(left, 3, "nothing was made, and nothing removed");
+    assert!(fs::symlink_metadata(&device).expect("it is there").is_symlink());
+
+    // What is read twice cannot be a pipe either.
+    let partial = folder.path().join("new.once.partial");
+    refused(&restore(&folder.path().join("restored"), &partial), &["not a regular file"]);
+}
+
+/// A link stays one: what it leads to is replaced, or made.
+#[test]
+fn a_link_to_a_file_is_followed() {
+    let (lone, folder, file) = small();
+    let whole = |path: &Path| {
+        let data = path.with_extension("restored");
+        restored(&data, path);
+        fs::remove_dir_all(data).expect("removed");
+    };
+    fs::create_dir(folder.path().join("shelf")).expect("a folder");
+    let (link, chain) = (folder.path().join("link"), folder.path().join("chain"));
+    let shelved = folder.path().join("shelf/first.once");
+    symlink("shelf/first.once", &link).expect("a link");
+    symlink("../link", folder.path().join("shelf/back")).expect("a link");
+    symlink("shelf/back", &chain).expect("a link");
+    for target in [&chain, &link, &chain] {
+        back_up(&lone.addresses(), target);
+        assert!(fs::symlink_metadata(target).expect("it is there").is_symlink());
+        assert!(fs::symlink_metadata(&shelved).expect("it is made").is_file());
+        whole(&shelved);
+        fs::write(&shelved, "of before").expect("written");
+    }
+    assert!(fs::symlink_metadata(&link).expect("it is there").is_symlink());
+    whole(&file);
+}
+
+/// Who waits for another backup to end is told so.
+#[test]
+fn a_second_backup_says_what_it_waits_for() {
+    let (lone, folder, _) = small();
+    let client = client(&lone.addresses());
+    let mut first = client.backup();
+    runtime(1).block_on(first.next()).expect("it begins");
+    let second = folder.path().join("second.once");
+    let ran = run(once(&lone.addresses(), &["--deadline", "4s", "backup", text(&second)]), BOUND);
+    assert_eq!(ran.code, Some(3), "{ran:?}");
+    let told = ran.stderr.split("once: ").nth(1).unwrap_or_default();
+    assert!(told.contains("no answer yet") && told.contains("another backup"), "{ran:?}");
+    assert!(ran.stderr.contains("no answer within 4s"), "{ran:?}");
+    assert!(!second.exists());
+}
+
+/// A handle of before means nothing in the restored history, but its key may be known there: whoever has
+/// the handle is told how to ask for it.
+#[test]
+fn a_handle_of_before_leads_to_its_key() {
+    let mut lone = Lone::start(&[]);
+    let asks = Client::builder().nodes(lone.addresses()).deadline(Duration::from_millis(400));
+    let asks = asks.build().expect("an address");
+    let keyed = asks.with_key("it's order 1").expect("a key");
+    let (keyed, in_session) = runtime(2).block_on(async {
+        asks.put("greeting", "hello").await.expect("it serves");
+        lone.node.daemon().pause();
+        let unresolved = |ended| match ended {
+            Err(Error::Unresolved(unresolved)) => unresolved.handle().to_string(),
+            other => panic!("{other:?}"),
+        };
+        (unresolved(keyed.incr("n", 1).await), unresolved(asks.incr("n", 10).await))
+    });
+    lone.node.daemon().resume();
+    let ran = run(once(&lone.addresses(), &["resume", &keyed]), BOUND);
+    assert_eq!((ran.code, &*ran.stdout), (Some(0), "1\n"), "{ran:?}");
+    let folder = folder();
+    let (file, data) = (folder.path().join("tuesday.once"), folder.path().join("restored"));
+    back_up(&lone.addresses(), &file);
+    restored(&data, &file);
+    let mut node = Node::new("n1", &data, &[], &[]);
+    node.start();
+    node.wait_status("to serve", Status::serves);
+    let nodes = [node.client_address().to_string()];
+
+    let hint = r"'once outcome --key 'it'\''s order 1''";
+    for command in ["outcome", "cancel", "resume"] {
+        let ran = run(once(&nodes, &[command, &keyed]), BOUND);
+        assert_eq!(ran.code, Some(3), "{ran:?}");
+        assert!(ran.stderr.contains(hint), "{ran:?}");
+        assert!(!ran.stderr.contains("'once resume"), "it would be no use: {ran:?}");
+        let ran = run(once(&nodes, &[command, &in_session]), BOUND);
+        assert_eq!(ran.code, Some(3), "{ran:?}");
+        assert!(!ran.stderr.contains("--key"), "it has none: {ran:?}");
+    }
+    let ran = run(once(&nodes, &["outcome", "--key", "it's order 1"]), BOUND);
+    assert_eq!((ran.code, &*ran.stdout), (Some(0), "done\n1\n"), "{ran:?}");
 }
