@@ -4,14 +4,22 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::error::{ContextKind, ContextValue};
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{
+    Args as ClapArgs, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint,
+};
 use clap_complete::Shell;
 use onlyonce_client::{
     ClusterId, Handle, IdempotencyKey, IdempotencyKeyError, Semantics, SessionId,
 };
 
+// Help is wrapped where the terminal ends: a paragraph is one line here, and what must keep its lines
+// has at most 80 columns.
+
 const EXAMPLES: &str = "\
+Every command waits until it knows what became of its request, whatever happens to nodes and \
+connections meanwhile; --deadline bounds that.
+
 Examples:
   once put greeting hello
   once get greeting
@@ -23,20 +31,19 @@ Examples:
   once resume once1-06k7...
   once --nodes 10.0.0.1:7400,10.0.0.2:7400 status
 
-Every command waits until it knows what became of its request, whatever happens to nodes and
-connections meanwhile; --deadline bounds that.
-
 Exit codes:
   0  done
-  1  refused, not sent, or a negative result (no such key, not swapped, ...): it did not take
-     effect
+  1  refused, not sent, or a negative result (no such key, not swapped, ...): it
+     did not take effect
   2  usage
-  3  not known. A write is unresolved: it may or may not have taken effect; do not send it again as
-     a new request. Its handle is printed: 'once resume HANDLE' goes on with it, 'once outcome
-     HANDLE' asks what became of it, 'once cancel HANDLE' sees to it that it never runs. With
-     --semantics best-effort there is none: the request may have taken effect several times.
-     A read or a question has no answer: ask again. Or the answer came, but could not be read or
-     printed, which is then said
+  3  not known. A write is unresolved: it may or may not have taken effect; do
+     not send it again as a new request. Its handle is printed, and what can be
+     done: mostly, 'once resume HANDLE' goes on with it, 'once outcome HANDLE'
+     asks what became of it, 'once cancel HANDLE' sees to it that it never runs.
+     With --semantics best-effort there is none: the request may have taken
+     effect several times.
+     A read or a question has no answer: ask again. Or the answer came, but
+     could not be read or printed, which is then said
 
 Environment, where the option is not given (empty means not set):
   ONCE_NODES      as --nodes
@@ -52,15 +59,17 @@ const SHOWN_CHARS_MAX: usize = 40;
 const GLOBAL: &str = "Global options";
 
 const BACKUP: &str = "\
-The backup is the state of one moment, with all that was acknowledged before the command began. It is
-written to FILE.partial, synced and renamed: what is called FILE is complete. If the primary changes
-meanwhile it begins anew. Progress is told on standard error. With --deadline, no step may take longer.
+The backup is the state of one moment, with all that was acknowledged before the command began. It \
+is written to FILE.partial, synced and renamed: what is called FILE is complete. Where FILE is a \
+link, what it leads to is replaced. If the primary changes meanwhile it begins anew. Progress is told \
+on standard error. With --deadline, no step may take longer.
 
 Example:
-  once backup ./monday.once && onced restore --data ./restored ./monday.once";
+  once backup ./monday.once
+  onced restore --data ./restored ./monday.once";
 
 const BENCH: &str = "\
-It leaves what it writes in the store: keys 'bench-...' (put, mixed) and 'count-...' (incr). It
+It leaves what it writes in the store: keys 'bench-...' (put, mixed) and 'count-...' (incr). It \
 deletes none of them, and overwrites what such keys held before.";
 
 const COMPLETIONS: &str = "\
@@ -70,16 +79,21 @@ Examples:
   once completions fish > ~/.config/fish/completions/once.fish";
 
 const MAN: &str = "\
-Example:
-  mkdir -p ~/.local/share/man/man1 && once man ~/.local/share/man/man1 && man once-txn";
+Examples:
+  mkdir -p ./man1 && once man ./man1
+  man -l ./man1/once-txn.1
+  man -M . once-txn";
 
 const OUTCOME: &str = "\
 Prints one word, and what the request came to if it ran:
   done         it ran, once; exit 0
   cancelled    it never ran and never will; exit 1
   pending      it runs at this moment, which may still come to nothing; exit 3
-  never-seen   nobody has seen it; it may still arrive, unless it is cancelled; exit 3
-  forgotten    it will not run from now on; whether it did is not known any more; exit 3
+  never-seen   nobody has seen it; it may still arrive, unless it is cancelled;
+               exit 3
+  forgotten    it will not run from now on; whether it did is not known any
+               more; exit 3
+
 With no answer, or one that refuses the question, it exits with 3 as well.
 
 Examples:
@@ -87,9 +101,13 @@ Examples:
   once outcome --key order-1234";
 
 const CANCEL: &str = "\
-Prints 'cancelled', and exits with 0: it never ran, and every copy of it, however late, is refused.
-Prints 'done' and what the request came to, and exits with 1: too late, it had run.
-Prints 'forgotten', and exits with 3: nothing will run, but whether it did is not known any more.
+Prints one word, and what the request came to if it ran:
+  cancelled    it never ran, and every copy of it, however late, is refused;
+               exit 0
+  done         too late, it had run; exit 1
+  forgotten    nothing will run, but whether it did is not known any more;
+               exit 3
+
 With no answer, it exits with 3 as well: whether it is cancelled is not known, cancel it again.
 
 Examples:
@@ -97,9 +115,9 @@ Examples:
   once cancel --key order-1234";
 
 const RESUME: &str = "\
-Sends the same bytes under the same id until the fate of the request is known, and prints what the
-command would have printed. It takes effect once, whoever else is at it. A handle does not carry a
-content of more than 256 bytes: such a command is given again, with its arguments and the --key that
+Sends the same bytes under the same id until the fate of the request is known, and prints what the \
+command would have printed. It takes effect once, whoever else is at it. A handle does not carry a \
+content of more than 256 bytes: such a command is given again, with its arguments and the --key that \
 this prints.
 
 Examples:
@@ -156,7 +174,7 @@ pub struct Args {
     )]
     pub semantics: SemanticsLevel,
 
-    /// Print JSON. Keys and values that are UTF-8 are strings, others {"base64": "..."}
+    /// Print JSON, errors as well. Keys and values that are UTF-8 are strings, others {"base64": "..."}
     #[arg(long, global = true, help_heading = GLOBAL)]
     pub json: bool,
 
@@ -301,6 +319,7 @@ pub enum Command {
     #[command(after_help = BACKUP)]
     Backup {
         /// The file, replaced once the backup is complete; '-' is standard output
+        #[arg(value_hint = ValueHint::FilePath)]
         file: PathBuf,
     },
     /// Ask every node what it is; exit 1 if none answers
@@ -315,6 +334,7 @@ pub enum Command {
     #[command(after_help = MAN)]
     Man {
         /// The folder; it must exist
+        #[arg(value_hint = ValueHint::DirPath)]
         folder: PathBuf,
     },
     /// Load the cluster and measure throughput and latency; the keys stay in the store
@@ -332,8 +352,10 @@ pub enum SessionCommand {
         /// Its id, of 32 hexadecimal digits
         id: SessionId,
     },
-    /// Close a session and forget its replies: what its client has under way becomes unresolved;
-    /// exit 1 if it is not open
+    /// Close a session and forget its replies; exit 1 if it is not open
+    ///
+    /// Nothing of it runs any more. A request of its client that got no reply yet is left unresolved if
+    /// a copy of it may have run; if none can have, the client sends it in a new session.
     Close {
         /// Its id, of 32 hexadecimal digits
         id: SessionId,
@@ -388,6 +410,48 @@ pub enum BenchOperation {
     Mixed,
 }
 
+/// The commands that are about a request which a key can name.
+const KEYED: [&str; 9] =
+    ["put", "append", "incr", "delete", "cas", "put-if-absent", "txn", "outcome", "cancel"];
+
+/// Reads the command line.
+pub fn parse() -> Result<Args, clap::Error> {
+    let mut command = command();
+    let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    let args = Args::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    let takes_key = matches.subcommand_name().is_some_and(|name| KEYED.contains(&name));
+    if args.idempotency_key.is_some() && !takes_key {
+        let problem = "--key is for writes, outcome and cancel";
+        return Err(command.error(ErrorKind::ArgumentConflict, problem));
+    }
+    Ok(args)
+}
+
+/// Whether the command line asks for JSON, though it could not be read.
+pub fn asks_for_json() -> bool {
+    std::env::args_os().take_while(|argument| argument != "--").any(|argument| argument == "--json")
+}
+
+/// What is wrong with the command line, without the usage that is shown to people.
+pub fn problem(error: &clap::Error) -> String {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return "a command is needed".to_owned();
+    }
+    let text = error.to_string();
+    let problem = text.split("\n\n").next().unwrap_or_default();
+    problem.trim_start_matches("error: ").to_owned()
+}
+
+/// All that can be typed, as it is shown: `--key` only where it means something.
+pub fn command() -> clap::Command {
+    let command = Args::command();
+    let key = command.get_arguments().find(|argument| argument.get_long() == Some("key"));
+    let hidden = key.expect("it is defined").clone().hide(true);
+    command.mut_subcommands(|command| {
+        if KEYED.contains(&command.get_name()) { command } else { command.arg(&hidden) }
+    })
+}
+
 /// A refusal that names a long value by its beginning and its length, and does not repeat all of it.
 pub fn abridged(mut error: clap::Error) -> clap::Error {
     if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue)
@@ -424,14 +488,20 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     /// Clap finds nothing wrong with the definitions.
     #[test]
     fn arguments_are_well_formed() {
-        Args::command().debug_assert();
+        command().debug_assert();
+    }
+
+    /// Each command that takes a key is one.
+    #[test]
+    fn keyed_commands_exist() {
+        let command = command();
+        let exists = |name: &&str| command.find_subcommand(name).is_some();
+        assert!(KEYED.iter().all(exists), "{KEYED:?}");
     }
 
     /// Times are read exactly, or refused.

@@ -23,13 +23,11 @@ mod writes;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::args::{Args, Command};
+use crate::args::Command;
 use crate::output::Printer;
 
 fn main() -> ExitCode {
-    let args = Args::try_parse().unwrap_or_else(|error| args::abridged(error).exit());
+    let args = args::parse().unwrap_or_else(|error| misused(error));
     let printer = Printer::new(args.json);
     match &args.command {
         Command::Completions { shell } => return pages::completions(*shell, &printer),
@@ -51,4 +49,13 @@ fn main() -> ExitCode {
     // Nothing that is left to do (a name lookup, say) is waited for.
     runtime.shutdown_background();
     exit
+}
+
+/// Says what is wrong with the command line; or prints the help or the version, if it asks for that.
+fn misused(error: clap::Error) -> ! {
+    let error = args::abridged(error);
+    if error.use_stderr() {
+        Printer::new(args::asks_for_json()).usage_line(&args::problem(&error));
+    }
+    error.exit()
 }

@@ -84,6 +84,7 @@ impl Printer {
         match end {
             End::Usage(text) => {
                 eprintln!("once: {text}");
+                self.usage_line(text);
                 ExitCode::from(2)
             }
             // Whoever read the output has seen enough.
@@ -93,7 +94,9 @@ impl Printer {
                 ExitCode::from(NOT_KNOWN)
             }
             End::Input(error) => {
-                eprintln!("once: standard input cannot be read: {error}; nothing was sent");
+                let text = format!("standard input cannot be read: {error}; nothing was sent");
+                eprintln!("once: {text}");
+                self.error_line(&json!({ "error": "input", "message": text }));
                 ExitCode::from(1)
             }
             End::File(path, error) => {
@@ -154,6 +157,11 @@ impl Printer {
         }
         self.error_line(&json);
         code
+    }
+
+    /// What is wrong with the command line, for programs.
+    pub fn usage_line(&self, text: &str) {
+        self.error_line(&json!({ "error": "usage", "message": text }));
     }
 
     /// What went wrong, for programs.

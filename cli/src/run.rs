@@ -10,7 +10,7 @@ use bytes::Bytes;
 use onlyonce_client::{Client, ClientBuilder, IdempotencyKey, limits};
 use serde_json::{Value, json};
 
-use crate::args::{Args, Command};
+use crate::args::{Args, Command, SemanticsLevel};
 use crate::output::{End, Printer, escape, json_bytes, print_value};
 use crate::{backup, bench, compare, requests, status, writes};
 
@@ -24,14 +24,21 @@ const NODES_VARIABLE: &str = "ONCE_NODES";
 /// Names the authority where `--authority` does not.
 const AUTHORITY_VARIABLE: &str = "ONCE_AUTHORITY";
 
+const KEY_WITHOUT_IDS: &str = "--key is an id of the request, and --semantics best-effort sends \
+                               requests without an id: leave one of the two out";
+
 /// How long to wait before saying what is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Carries out what was asked.
 pub async fn run(args: Args, printer: &Printer) -> Result<ExitCode, End> {
     let builder = builder(&args)?;
-    if args.idempotency_key.is_some() && !takes_key(&args.command) {
-        return Err(End::Usage("--key is for writes, outcome and cancel".to_owned()));
+    let is_question = matches!(args.command, Command::Outcome { .. } | Command::Cancel { .. });
+    if args.idempotency_key.is_some()
+        && args.semantics == SemanticsLevel::BestEffort
+        && !is_question
+    {
+        return Err(End::Usage(KEY_WITHOUT_IDS.to_owned()));
     }
     match args.command {
         Command::Status => return status::status(builder, printer).await,
@@ -48,30 +55,6 @@ pub async fn run(args: Args, printer: &Printer) -> Result<ExitCode, End> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Whether a command is about a request that a key can name.
-fn takes_key(command: &Command) -> bool {
-    match command {
-        Command::Put { .. }
-        | Command::Append { .. }
-        | Command::Incr { .. }
-        | Command::Delete { .. }
-        | Command::Cas { .. }
-        | Command::PutIfAbsent { .. }
-        | Command::Txn { .. }
-        | Command::Outcome { .. }
-        | Command::Cancel { .. } => true,
-        Command::Get { .. }
-        | Command::Scan { .. }
-        | Command::Resume { .. }
-        | Command::Session(_)
-        | Command::Backup { .. }
-        | Command::Status
-        | Command::Bench(_)
-        | Command::Completions { .. }
-        | Command::Man { .. } => false,
-    }
 }
 
 /// Waits for `call`; when that takes long, says once what is the matter.

@@ -12,22 +12,23 @@ use onlyonce_client::{Compare, Condition, Txn, Write};
 use crate::output::escape;
 
 /// What `once txn --help` says about it.
-pub const HELP: &str = r#"Statements, one an argument; all compares must hold, then all writes are carried out in order:
+pub const HELP: &str = "\
+Statements, one an argument; all compares must hold, then all writes are carried out in order:
   if KEY = VALUE     KEY holds exactly VALUE
   if KEY present     KEY exists
   if KEY absent      KEY does not exist
   put KEY VALUE      append KEY VALUE      incr KEY [BY]      delete KEY
   get KEY            read KEY, as the writes before it left it
 
-A KEY or VALUE is a word, or "in double quotes" with the escapes \" \\ \n \t \r \xNN.
+A KEY or VALUE is a word, or \"in double quotes\" with the escapes \\\" \\\\ \\n \\t \\r \\xNN.
 
-Prints a line for each write: put done, append the length, incr the value, delete true or false,
+Prints a line for each write: put done, append the length, incr the value, delete true or false, \
 get the value or (absent). When a compare does not hold, nothing is written: exit 1.
 
 Examples:
-  once txn 'if balance = 10' 'incr balance -3' 'put note "paid in full"'
+  once txn 'if balance = 10' 'incr balance -3' 'put note \"paid in full\"'
   once txn 'if lock absent' 'put lock me' && echo mine
-  once txn 'get a' 'get b'"#;
+  once txn 'get a' 'get b'";
 
 /// A statement that cannot be read; the text points at the place.
 #[derive(Debug, PartialEq, Eq)]

@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
 
+use serde_json::Value;
+
 /// Runs `once` without any variables of its own but `variables`.
 fn once(variables: &[(&str, &str)], arguments: &[&str]) -> Output {
     command(variables, arguments).stdin(Stdio::null()).output().expect("once starts")
@@ -39,6 +41,46 @@ fn usage() {
     assert_ended(&once(&[], &["--nodes", "localhost", "get", "k"]), 2, &["--nodes", "localhost"]);
     assert_ended(&once(&[], &["--deadline", "5", "get", "k"]), 2, &["--deadline"]);
     assert_ended(&once(&[], &["txn", "put"]), 2, &["a key is missing here"]);
+    let keyed = ["--key", "order-1", "--semantics", "best-effort", "put", "k", "v"];
+    assert_ended(&once(&[], &keyed), 2, &["--key is an id", "best-effort"]);
+}
+
+/// With `--json` what cannot be understood is said as JSON too, wherever it is found.
+#[test]
+fn usage_as_json() {
+    let cases: [(&[&str], &str); 6] = [
+        (&["--json", "frob"], "'frob'"),
+        (&["get", "--json"], "<KEY>"),
+        (&["--json", "session"], "a command is needed"),
+        (&["--json", "outcome"], "a HANDLE or --key KEY is needed"),
+        (&["--json", "--nodes", "localhost", "get", "k"], "--nodes"),
+        (&["--json", "--key", "order-1", "get", "k"], "--key is for writes"),
+    ];
+    for (arguments, words) in cases {
+        let ran = once(&[], arguments);
+        assert_ended(&ran, 2, &[]);
+        let said: Value = serde_json::from_slice(&ran.stdout).expect("a line of JSON");
+        let message = said["message"].as_str().unwrap_or_default();
+        assert!(said["error"] == "usage" && message.contains(words), "{arguments:?}: {said}");
+        assert!(!message.contains("Usage:"), "{message}");
+    }
+    // What stands behind "--" is no option.
+    let ran = once(&[], &["get", "--", "--json", "k"]);
+    assert_ended(&ran, 2, &["unexpected argument 'k'"]);
+    assert!(ran.stdout.is_empty());
+}
+
+/// A handle without the content cannot be resumed by `once`, and what is said does not send anybody there.
+#[test]
+fn what_cannot_be_resumed() {
+    let long = "once1-00n0207vxqzfrrk00404thg1zv08wtb4akvpsz5vb5crmxs8vxyrw6mw8r";
+    let ran = once(&[], &["--nodes", &nobody(), "resume", long]);
+    assert_ended(
+        &ran,
+        3,
+        &["has to be given again", "'once resume' cannot", "'once cancel HANDLE'"],
+    );
+    assert!(!String::from_utf8_lossy(&ran.stderr).contains("goes on"), "{ran:?}");
 }
 
 /// A value that is refused is shown, but not at any length: what is wrong with it stands out.
@@ -80,6 +122,60 @@ fn waiting_is_told() {
         child.wait().expect("it ends");
         assert!(running, "{level}: {said:?}");
         assert!(said[0].contains("--deadline") && said[1].contains(&node), "{level}: {said:?}");
+    }
+}
+
+/// All commands, with those below others.
+fn commands() -> Vec<Vec<String>> {
+    let listed = |above: &[&str]| -> Vec<String> {
+        let help = once(&[], &[above, &["--help"]].concat()).stdout;
+        let help = String::from_utf8(help).expect("text");
+        let list = help.split("Commands:\n").nth(1).and_then(|rest| rest.split("\n\n").next());
+        let lines = list.unwrap_or_default().lines().filter(|line| !line.starts_with("   "));
+        lines.filter_map(|line| line.split_whitespace().next().map(str::to_owned)).collect()
+    };
+    let mut commands = vec![vec![]];
+    for command in listed(&[]).into_iter().filter(|name| name != "help") {
+        let below = listed(&[&command]).into_iter().filter(|name| name != "help");
+        commands.extend(below.map(|below| vec![command.clone(), below]));
+        commands.push(vec![command]);
+    }
+    commands
+}
+
+/// Help fits into terminals of usual widths, and no line of a paragraph is broken before it is full.
+#[test]
+fn help_is_wrapped_where_the_line_ends() {
+    let commands = commands();
+    assert!(commands.len() > 20, "{commands:?}");
+    for (command, columns) in commands.iter().flat_map(|it| [(it, 80), (it, 100)]) {
+        let mut arguments: Vec<_> = command.iter().map(String::as_str).collect();
+        arguments.push("--help");
+        let ran = once(&[("COLUMNS", &columns.to_string())], &arguments);
+        let help = String::from_utf8(ran.stdout).expect("text");
+        for (line, next) in help.lines().zip(help.lines().skip(1)) {
+            assert!(line.chars().count() <= columns, "{command:?} at {columns}: {line:?}");
+            let is_text = |line: &str| line.starts_with(|first: char| !first.is_whitespace());
+            let word = next.split(' ').next().unwrap_or_default().chars().count();
+            let is_full = line.chars().count() + 1 + word > columns;
+            let goes_on = is_text(line) && is_text(next);
+            assert!(!goes_on || is_full, "{command:?} at {columns}: {line:?}, then {next:?}");
+        }
+    }
+}
+
+/// `--key` is shown where it means something, and nowhere else.
+#[test]
+fn help_shows_the_key_where_it_counts() {
+    for command in ["put", "append", "incr", "delete", "cas", "put-if-absent", "txn", "cancel"] {
+        let help = once(&[], &[command, "--help"]).stdout;
+        assert!(String::from_utf8_lossy(&help).contains("--key <KEY>"), "{command}");
+    }
+    let others: [&[&str]; 5] =
+        [&["get"], &["scan"], &["resume"], &["session", "list"], &["backup"]];
+    for command in others {
+        let help = once(&[], &[command, &["--help"]].concat()).stdout;
+        assert!(!String::from_utf8_lossy(&help).contains("--key <KEY>"), "{command:?}");
     }
 }
 
