@@ -121,6 +121,11 @@ impl NodeReports {
         }
     }
 
+    /// Takes back a reason that [began](Self::begin), if nothing took its place.
+    pub(crate) fn end(&mut self, address: &Arc<str>, reason: &str) {
+        self.0.retain(|report| report.address != *address || report.reason != reason);
+    }
+
     pub(crate) fn clear(&mut self, address: &Arc<str>) {
         self.0.retain(|report| report.address != *address);
     }
@@ -160,7 +165,7 @@ pub struct NotSent {
     pub within: Duration,
     /// Whether a copy reached a node at all. Each that did was answered with "not done".
     pub delivered: bool,
-    /// What was waited for, where it was no node.
+    /// What was waited for before the request itself could be sent, if it was not just any node.
     pub waiting_for: Option<&'static str>,
     /// What each node said.
     pub nodes: NodeReports,
@@ -170,7 +175,12 @@ impl fmt::Display for NotSent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { within, delivered, waiting_for, nodes } = self;
         match (waiting_for, delivered) {
-            (Some(what), _) => write!(f, "waited {within:?} for {what}; nothing was sent"),
+            (Some(what), _) if nodes.0.is_empty() => {
+                write!(f, "waited {within:?} for {what}; nothing was sent")
+            }
+            (Some(what), _) => {
+                write!(f, "waited {within:?} for {what}: {nodes}; nothing was sent")
+            }
             (None, true) => {
                 write!(
                     f,

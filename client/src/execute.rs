@@ -21,7 +21,7 @@ use crate::keyed::{Executed, fresh_key};
 use crate::outbox::{Entry, Outbox, Sent};
 use crate::progress::Progress;
 use crate::retry::Stop;
-use crate::session::Sessions;
+use crate::session::{SESSION, Sessions};
 
 /// Why a fresh key can count as forgotten.
 const CLOCK_BEHIND: &str = "this machine's clock is far behind the cluster's, which takes its fresh \
@@ -251,7 +251,10 @@ impl Inner {
         Error::NotSent(NotSent {
             within,
             delivered: progress.delivered(),
-            waiting_for: progress.waiting_for,
+            waiting_for: progress.waiting_for.or_else(|| {
+                // Whoever was asked for one was reached.
+                progress.asked_for_session().then_some(SESSION)
+            }),
             nodes: std::mem::take(&mut progress.reports),
         })
     }

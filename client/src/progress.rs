@@ -122,6 +122,11 @@ impl Progress {
         self.identity.is_some() && (self.copies.exposed || self.copies.in_flight)
     }
 
+    /// Whether a node was asked for a session, which the request needs before it has an id.
+    pub(crate) fn asked_for_session(&self) -> bool {
+        self.identity.is_none() && self.copies.asked.is_some()
+    }
+
     /// How many of this client's copies of the request may have run, or may run yet.
     pub(crate) fn exposed_copies(&self) -> u32 {
         self.copies.unanswered + u32::from(self.copies.in_flight)

@@ -29,6 +29,8 @@ const BACKOFF_SEEKING: Duration = Duration::from_millis(100);
 const SEEKING_ROUNDS_MAX: usize = 200;
 /// After so many deferrals by one node the next is asked: the first may have been replaced.
 const DEFERRED_MAX: u32 = 4;
+/// What there is to say of a node that was asked.
+const ASKED: &str = "connected, no answer yet";
 /// The longest pause.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
@@ -78,6 +80,7 @@ impl Cluster {
             }
             progress.check_key()?;
             progress.sends(welcome);
+            progress.reports.begin(&node.address, ASKED);
             let limit = self.options().attempt_timeout;
             match connection.call(request, limit, &mut progress.copies.in_flight).await {
                 Ok(answer) => {
@@ -203,7 +206,8 @@ impl Cluster {
         }
     }
 
-    fn served(&self, node: &Arc<Node>, progress: &Progress) {
+    fn served(&self, node: &Arc<Node>, progress: &mut Progress) {
+        progress.reports.end(&node.address, ASKED);
         if progress.fruitless > 0 {
             self.found(node);
         }

@@ -32,6 +32,9 @@ use crate::errors::answer_name;
 use crate::progress::Progress;
 use crate::retry::Stop;
 
+/// What a request that has no session waits for.
+pub(crate) const SESSION: &str = "a session to be opened";
+
 /// One session of this client, as the cluster knows it.
 pub(crate) struct Registration {
     pub(crate) session: Session,
@@ -251,7 +254,7 @@ impl Sessions {
     /// Opens a session, or finds that another call did. Returns without one when the cluster turned
     /// out to be in another incarnation.
     async fn open(&self, cluster: &Arc<Cluster>, progress: &mut Progress) -> Result<(), Stop> {
-        progress.waiting_for = Some("a session to be opened");
+        progress.waiting_for = Some(SESSION);
         let mut opening = self.opening.lock().await;
         progress.waiting_for = None;
         if self.current(cluster).is_some() {

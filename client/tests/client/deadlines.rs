@@ -145,13 +145,18 @@ async fn one_unanswered_copy_is_reason_for_doubt() {
     drop(unresolved(client(&node).incr("n", 1).await.expect_err("no primary")));
 }
 
-/// No session could be opened in time: the request itself was not sent.
+/// No session could be opened in time: the request itself was not sent. The error says who was asked.
 #[tokio::test]
 async fn an_unanswered_opening_is_no_unresolved_request() {
     let model = Model::shared();
     let node = FakeNode::start(&model, |_| Reaction::Ignore).await;
     let error = client(&node).incr("n", 1).await.expect_err("no session");
+    let expected = format!(
+        "waited 300ms for a session to be opened: {}: connected, no answer yet; nothing was sent",
+        node.address
+    );
     assert!(matches!(error, Error::NotSent(_)), "{error:?}");
+    assert_eq!(error.to_string(), expected);
     assert!(node.executes().is_empty());
 }
 
@@ -161,7 +166,8 @@ async fn a_read_is_never_unresolved() {
     let model = Model::shared();
     let node = FakeNode::start(&model, |_| Reaction::Ignore).await;
     let error = client(&node).get("n").await.expect_err("no answer");
-    assert!(matches!(error, Error::NoAnswer(_)), "{error:?}");
+    let Error::NoAnswer(no_answer) = &error else { panic!("{error:?}") };
+    assert_eq!(no_answer.nodes.to_string(), format!("{}: connected, no answer yet", node.address));
 }
 
 /// A one-shot request's handle has its key.
