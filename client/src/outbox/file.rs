@@ -16,6 +16,7 @@
 //! which takes the old one's place.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -178,6 +179,7 @@ pub(super) struct OutboxFile {
 impl OutboxFile {
     /// Opens the outbox at `path`, or makes one.
     pub(super) fn open(path: &Path) -> Result<Self, OutboxError> {
+        look(path)?;
         let place = Place::take(path)?;
         let mut found = Vec::new();
         let file = place.open()?;
@@ -233,6 +235,22 @@ impl OutboxFile {
         self.file = self.place.replace(&content)?;
         self.bytes = content.len() as u64;
         Ok(())
+    }
+}
+
+/// Checks that what is at a path may be an outbox, before anything is made beside it.
+fn look(path: &Path) -> Result<(), OutboxError> {
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Ok(found) if !found.is_file() => return Err(OutboxError::NotAnOutbox),
+        Err(error) => return Err(error.into()),
+        Ok(_) => {}
+    }
+    let mut beginning = Vec::new();
+    File::open(path)?.take(HEADER.len() as u64).read_to_end(&mut beginning)?;
+    match &beginning[..] {
+        b"" | HEADER => Ok(()),
+        _ => Err(OutboxError::NotAnOutbox),
     }
 }
 
@@ -358,6 +376,26 @@ mod tests {
         std::fs::remove_file(&second).expect("removed");
         open.write(vec![Record::Done(1)]).expect("writes");
         assert!(std::fs::metadata(&path).expect("is there").len() < COMPACTED_BYTES_MIN);
+    }
+
+    /// A wrong path costs nothing: what is there stays as it is, and nothing comes beside it.
+    #[test]
+    fn what_is_no_outbox_is_left_alone() {
+        let parent = tempfile::tempdir().expect("a folder");
+        let [text, short, folder] =
+            ["text", "short", "folder"].map(|name| parent.path().join(name));
+        std::fs::write(&text, "a letter to somebody, not an outbox").expect("written");
+        std::fs::write(&short, &HEADER[..9]).expect("written");
+        std::fs::create_dir(&folder).expect("made");
+        let nowhere = parent.path().join("missing/outbox");
+        for path in [&text, &short, &folder] {
+            assert_eq!(OutboxFile::open(path).err(), Some(OutboxError::NotAnOutbox), "{path:?}");
+        }
+        assert!(matches!(OutboxFile::open(&nowhere).err(), Some(OutboxError::Io(_))));
+        let left = std::fs::read_dir(parent.path()).expect("reads");
+        let mut left: Vec<_> = left.map(|entry| entry.expect("reads").path()).collect();
+        left.sort();
+        assert_eq!(left, [folder, short, text]);
     }
 
     /// The file beside it that has the lock is nobody's but the outbox's own; still, without it a
