@@ -285,7 +285,8 @@ pub enum UnresolvedReason {
     Refused(Refusal),
     /// A node gave an answer that does not fit the question.
     BadReply(String),
-    /// No node that is left can serve this client; the text says why.
+    /// This client cannot go on with it: none of its nodes can serve it, or its outbox failed; the
+    /// text says which.
     Unusable(String),
     /// The handle does not carry the request's content, which was too long for it: nothing was
     /// sent. [`Client::resume_with`](crate::Client::resume_with) takes it.
@@ -305,7 +306,7 @@ impl fmt::Display for UnresolvedReason {
             Self::Deadline(within) => write!(f, "no answer within {within:?}"),
             Self::Refused(refusal) => write!(f, "asked again: {refusal}"),
             Self::BadReply(text) => write!(f, "a node answered {text}"),
-            Self::Unusable(why) => write!(f, "no node is left to ask: {why}"),
+            Self::Unusable(why) => write!(f, "this client cannot go on with it: {why}"),
             Self::NoContent => f.write_str(
                 "its content was too long for the handle and has to be given again; nothing was sent",
             ),

@@ -136,6 +136,8 @@ async fn what_is_not_kept_is_not_sent() {
     std::fs::rename(&path, &moved).expect("moved");
     let error = first.incr("n", 1).await.expect_err("its place is lost");
     assert!(matches!(error, Error::Unresolved(_)), "{error:?}");
+    let why = format!("this client cannot go on with it: outbox {}: was moved", path.display());
+    assert!(error.to_string().contains(&why), "{error}");
     for _ in 0..2 {
         let error = first.incr("n", 1).await.expect_err("its place is lost");
         assert!(matches!(error, Error::Unusable(_)), "{error:?}");
