@@ -74,6 +74,7 @@ async fn other_content_is_refused() {
     keyed.put("n", "1").await.expect("done");
     let error = keyed.put("n", "2").await.expect_err("other content");
     assert!(matches!(error, Error::Refused(Refusal::Mismatch)), "{error:?}");
+    assert!(error.to_string().contains("this id or key was already used"), "{error}");
     assert_eq!(model.lock().expect("kept rules").values[&b"n"[..]], "1");
 }
 

@@ -22,7 +22,7 @@ pub enum Refusal {
     },
     /// The id belongs to a request with other bytes.
     #[error(
-        "this id was already used for a request with other content; the new content was not executed"
+        "this id or key was already used for a request with other content; the new content was not executed"
     )]
     Mismatch,
     /// The request was cancelled: it never ran and never will.
