@@ -55,6 +55,11 @@ mod writes;
 #[doc = include_str!("../../docs/cookbook.md")]
 pub mod cookbook {}
 
+// So that what the page shows compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/client.md")]
+mod page {}
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -406,8 +411,21 @@ impl Client {
     /// Carries out the requests that are in the [outbox](ClientBuilder::outbox) and that nobody
     /// awaits: those that an earlier client had under way when it died, and those of this one that
     /// were given up. One after the other, in the order in which they were first sent, each the same
-    /// bytes under the same key as before; returns what each came to. A request that ends as
-    /// [`Error::Unresolved`] because time was up stays in the outbox, for the next call.
+    /// bytes under the same key as before; returns what each came to:
+    ///
+    /// | result | | in the outbox |
+    /// |---|---|---|
+    /// | `Ok`, [`Error::Failed`], [`Error::BadReply`] | it ran, before or now, once | no more |
+    /// | [`Error::Refused`] | it never ran, and never will | no more |
+    /// | [`Error::Unresolved`], reason [`Refused`](UnresolvedReason::Refused) | its key is forgotten, or of an earlier incarnation: whether it ran is not known any more | no more |
+    /// | [`Error::Unresolved`], any other reason | time was up, the nodes are of another cluster, a reply is not understood, or the disk failed | it stays, for the next call |
+    ///
+    /// Without a [deadline](ClientBuilder::deadline) it waits for as long as the cluster is away; a
+    /// deadline is for each request. Dropped half-way, it tells nothing of the requests that ended by
+    /// then, and leaves the others.
+    ///
+    /// Nobody has to call it: new requests work without, and may overtake what is left. That stays in
+    /// the outbox, takes its room, and runs when it is recovered at last.
     ///
     /// Without an outbox there are none.
     ///
