@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use onlyonce_wire::limits::OPERATION_BYTES_MAX;
@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use super::place::{Locked, Place};
 
-const HEADER: &[u8] = b"onlyonce outbox 1\n";
+pub(super) const HEADER: &[u8] = b"onlyonce outbox 1\n";
 const MAGIC: &[u8; 4] = b"FRME";
 const FRAME_HEADER_BYTES: usize = 12;
 /// A frame is closed when its records reach this many bytes.
@@ -104,6 +104,17 @@ pub enum OutboxError {
         bytes: usize,
         /// How many of them nobody awaits.
         left: usize,
+    },
+    /// Another outbox may need a file of this name beside it.
+    #[error(
+        "has a name ending with .lock or .new, as the files beside an outbox do: choose another"
+    )]
+    Reserved,
+    /// A file that is in the way has the name of the one that takes the outbox's place.
+    #[error("needs the name {} for itself, and a file that is not its own has it: move that one", path.display())]
+    Beside {
+        /// The file.
+        path: PathBuf,
     },
     /// The file is not where it was any more: the next client would not find what is in it.
     #[error("was moved, replaced or removed while it was in use: put it back, and open it again")]
@@ -474,6 +485,38 @@ mod tests {
         let nowhere = folder.path().join("nowhere");
         std::os::unix::fs::symlink(folder.path().join("gone"), &nowhere).expect("linked");
         assert!(matches!(OutboxFile::open(&nowhere).err(), Some(OutboxError::Io(_))));
+    }
+
+    /// A file is replaced by way of another beside it. What has that name already is not lost for it: an
+    /// outbox has no such name, whatever links lead to it, and what is none is left as it is.
+    #[test]
+    fn what_is_beside_an_outbox_is_not_lost() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [path, new, lock, link] =
+            ["outbox", "outbox.new", "outbox.lock", "link"].map(|name| folder.path().join(name));
+        std::os::unix::fs::symlink(&new, &link).expect("linked");
+        for reserved in [&new, &lock] {
+            assert_eq!(OutboxFile::open(reserved).err(), Some(OutboxError::Reserved));
+        }
+        let long = "x".repeat(2 * COMPACTED_BYTES_MIN as usize);
+        let replace = || {
+            let mut file = OutboxFile::open(&path)?;
+            file.write(vec![Record::Sent(3, sent(&long)), Record::Done(3)])
+        };
+        for left in [&b""[..], &HEADER[..7], HEADER, &[0; 4_096], &[HEADER, &[7; 99]].concat()] {
+            std::fs::write(&new, left).expect("writes");
+            assert_eq!(replace(), Ok(()), "a crash left {left:?}");
+            assert!(!new.exists());
+        }
+        std::fs::write(&new, HEADER).expect("writes");
+        assert_eq!(OutboxFile::open(&link).err(), Some(OutboxError::Reserved));
+        let theirs = "no outbox at all";
+        std::fs::write(&new, theirs).expect("writes");
+        let beside = Some(OutboxError::Beside { path: new.canonicalize().expect("is there") });
+        assert_eq!(replace().err(), beside);
+        std::fs::remove_file(&path).expect("removed");
+        assert_eq!(OutboxFile::open(&path).err(), beside);
+        assert_eq!(std::fs::read_to_string(&new).expect("reads"), theirs);
     }
 
     /// What is no file is left as it is: a device that reads as empty would be replaced otherwise.

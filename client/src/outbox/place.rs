@@ -5,12 +5,19 @@
 //! comes by another name, or after the first lock was tidied away, is stopped as well.
 
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::ops::Deref;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::file::OutboxError;
+use super::file::{HEADER, OutboxError};
+
+/// How the names of the files beside an outbox end: no outbox has such a name, so none is taken for
+/// what another one needs.
+const ENDINGS: [&str; 2] = [LOCK, NEW];
+const LOCK: &str = ".lock";
+const NEW: &str = ".new";
 
 /// The place of one outbox, which is this client's alone.
 pub(super) struct Place {
@@ -24,8 +31,11 @@ impl Place {
     /// Takes the place that `path` leads to. There need not be a file yet.
     pub(super) fn take(path: &Path) -> Result<Self, OutboxError> {
         let path = resolve(path)?;
+        if ENDINGS.iter().any(|ending| path.as_os_str().as_bytes().ends_with(ending.as_bytes())) {
+            return Err(OutboxError::Reserved);
+        }
         let mut options = OpenOptions::new();
-        let lock = options.create(true).truncate(false).write(true).open(beside(&path, ".lock"))?;
+        let lock = options.create(true).truncate(false).write(true).open(beside(&path, LOCK))?;
         Ok(Self { path, _lock: Locked::new(lock)? })
     }
 
@@ -59,10 +69,15 @@ impl Place {
 
     /// Puts a file with this content here and opens it, or leaves everything as it was.
     pub(super) fn replace(&self, content: &[u8]) -> Result<Locked, OutboxError> {
-        let name = beside(&self.path, ".new");
+        let name = beside(&self.path, NEW);
         let mut options = OpenOptions::new();
-        let new = options.create(true).truncate(true).read(true).write(true).open(&name)?;
+        let new = options.create(true).truncate(false).read(true).write(true).open(&name)?;
         let new = Locked::new(new)?;
+        if !was_left(&new)? {
+            return Err(OutboxError::Beside { path: name });
+        }
+        new.set_len(0)?;
+        (&*new).rewind()?;
         (&*new).write_all(content)?;
         new.sync_all()?;
         std::fs::rename(&name, &self.path)?;
@@ -75,6 +90,17 @@ impl Place {
         let folder = self.path.parent().expect("a file is in a folder");
         File::open(folder)?.sync_all()
     }
+}
+
+/// Whether a file is empty, or one that a crash left behind before it took an outbox's place: what was
+/// not synced may be cut, or zeros.
+fn was_left(new: &File) -> Result<bool, OutboxError> {
+    if !new.metadata()?.is_file() {
+        return Ok(false);
+    }
+    let mut begin = Vec::new();
+    new.take(HEADER.len() as u64).read_to_end(&mut begin)?;
+    Ok(HEADER.starts_with(&begin) || begin.iter().all(|byte| *byte == 0))
 }
 
 /// The path without links. Its last part need not be there.
