@@ -66,8 +66,14 @@ impl Printer {
         Self { json }
     }
 
-    /// A line of JSON with `--json`, else `bare`.
+    /// A line of JSON with `--json`, else `bare`. Whoever closes the output before has seen enough:
+    /// the command goes on, and its exit code tells how that ended.
     pub fn line(&self, bare: impl AsRef<str>, json: &Value) -> Result<(), End> {
+        unless_closed(self.page(bare, json))
+    }
+
+    /// As [`line`](Self::line), with more to follow: a closed output ends the command.
+    pub fn page(&self, bare: impl AsRef<str>, json: &Value) -> Result<(), End> {
         let mut stdout = io::stdout().lock();
         let written = if self.json {
             writeln!(stdout, "{json}")
@@ -87,7 +93,7 @@ impl Printer {
                 self.usage_line(text);
                 ExitCode::from(2)
             }
-            // Whoever read the output has seen enough.
+            // Whoever read the pages, or the script, has seen enough.
             End::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
             End::Output(error) => {
                 eprintln!("once: the answer came, but standard output cannot be written: {error}");
@@ -193,7 +199,15 @@ pub fn print_value(value: &[u8]) -> Result<(), End> {
     let mut stdout = io::stdout().lock();
     let end: &[u8] = if stdout.is_terminal() { b"\n" } else { b"" };
     let written = stdout.write_all(value).and_then(|()| stdout.write_all(end));
-    written.and_then(|()| stdout.flush()).map_err(End::Output)
+    unless_closed(written.and_then(|()| stdout.flush()).map_err(End::Output))
+}
+
+/// What is left to report where nobody reads the output any more.
+fn unless_closed(written: Result<(), End>) -> Result<(), End> {
+    match written {
+        Err(End::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
 }
 
 /// Bytes in JSON: a string if they are UTF-8, else an object with their base64.

@@ -214,7 +214,7 @@ async fn scan(
         } else {
             let row = |(key, value): &(Bytes, Bytes)| format!("{}\t{}", escape(key), escape(value));
             let lines: Vec<_> = page.rows.iter().map(row).collect();
-            printer.line(lines.join("\n"), &Value::Null)?;
+            printer.page(lines.join("\n"), &Value::Null)?;
         }
         match page.next {
             Some(next) => start = next,

@@ -116,6 +116,34 @@ fn late_requests_have_room() {
     assert_prints(&nodes, &["get", "w"], 0, &WINDOW.to_string());
 }
 
+/// Whoever closes the output before it is written still learns by the exit code how it ended: 0 would
+/// say of a cancel that the request never ran.
+#[test]
+fn a_closed_output_changes_no_exit_code() {
+    let lone = Lone::start(&[]);
+    let nodes = lone.addresses();
+    assert_prints(&nodes, &["--key", "order-1", "incr", "n"], 0, "1\n");
+    assert_prints(&nodes, &["cancel", "--key", "order-2"], 0, "cancelled\n");
+    let ends: [(&[&str], i32); 6] = [
+        (&["cancel", "--key", "order-1"], 1),
+        (&["outcome", "--key", "order-2"], 1),
+        (&["outcome", "--key", "order-3"], 3),
+        (&["cas", "n", "7", "8"], 1),
+        (&["cancel", "--key", "order-2"], 0),
+        (&["get", "n"], 0),
+    ];
+    for (arguments, code) in ends {
+        for json in [&[][..], &["--json"]] {
+            let (reader, writer) = std::io::pipe().expect("a pipe");
+            drop(reader);
+            let mut command = Command::new(binaries::once());
+            command.args(["--nodes", &nodes.join(","), "--deadline", "20s"]).args(json);
+            let ended = command.args(arguments).stdout(writer).status().expect("it starts");
+            assert_eq!(ended.code(), Some(code), "{json:?} {arguments:?}");
+        }
+    }
+}
+
 /// Keys that are none, or that another request has, are refused precisely; nothing is lost.
 #[test]
 fn bad_keys_are_refused() {
