@@ -61,6 +61,13 @@ impl KeyExpiry {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Remembered(pub(crate) Option<KeyExpiry>);
 
+impl Remembered {
+    /// Whether the cluster may have forgotten that the request ran, and take its key for a new one.
+    pub(crate) fn may_be_forgotten(self) -> bool {
+        self.0.is_some_and(|expiry| expiry.is_past())
+    }
+}
+
 impl PartialEq for Remembered {
     fn eq(&self, _: &Self) -> bool {
         true

@@ -14,6 +14,7 @@ use onlyonce_wire::{IdempotencyKey, Incarnation, Seq, Session, SessionId, codec}
 use crate::Client;
 use crate::errors::{Error, NoAnswer, NodeReports, Unresolved, UnresolvedReason, answer_name};
 use crate::execute::{Inner, decode_reply, encode_operation};
+use crate::expiry::Remembered;
 use crate::handle::{Handle, Home};
 use crate::keyed::{Executed, Keyed};
 use crate::progress::Progress;
@@ -97,11 +98,19 @@ pub struct RequestName {
     id: RequestId,
     first_unacked: Seq,
     fingerprint: Option<Fingerprint>,
+    remembered: Remembered,
 }
 
 impl From<RequestId> for RequestName {
     fn from(id: RequestId) -> Self {
-        Self { home: None, incarnation: None, id, first_unacked: Seq(1), fingerprint: None }
+        Self {
+            home: None,
+            incarnation: None,
+            id,
+            first_unacked: Seq(1),
+            fingerprint: None,
+            remembered: Remembered::default(),
+        }
     }
 }
 
@@ -137,6 +146,7 @@ impl From<&Handle> for RequestName {
             id: handle.id().clone(),
             first_unacked: handle.first_unacked(),
             fingerprint: Some(handle.fingerprint()),
+            remembered: handle.remembered,
         }
     }
 }
@@ -246,7 +256,9 @@ impl Client {
 
     /// Sees to it that a request never runs, unless it did. Durable: every copy of it, however late,
     /// is refused as `Cancelled`; under a *named* key for as long as that is remembered, see [`Keyed`].
-    /// The cancel races the request, and one of the two wins; both learn which.
+    /// The cancel races the request, and one of the two wins; both learn which. By the handle of a call
+    /// that ended as [`KeyExpired`](UnresolvedReason::KeyExpired) it is
+    /// [`Forgotten`](Cancellation::Forgotten): no copy runs, but one may have run before.
     ///
     /// ```no_run
     /// # use onlyonce_client::{Cancellation, Client, Handle};
@@ -288,6 +300,10 @@ impl Client {
         let (fate, kept_for) = self.inner.fate(&name, cancel).await?;
         let cancellation = match fate {
             Fate::Done(outcome) => Cancellation::Done(outcome),
+            // Judged after the answer: what was remembered now was remembered when it was cancelled.
+            Fate::Cancelled if name.remembered.may_be_forgotten() => {
+                Cancellation::Forgotten(Refusal::Forgotten)
+            }
             Fate::Cancelled => Cancellation::Cancelled,
             Fate::Forgotten(refusal) => Cancellation::Forgotten(refusal),
             Fate::Pending | Fate::NeverSeen => {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use onlyonce_client::{
-    Cancellation, Client, Error, Fate, Operation, Outcome, UnresolvedReason, Write,
+    Cancellation, Client, Error, Fate, Operation, Outcome, Refusal, UnresolvedReason, Write,
 };
 use onlyonce_tests::client::{client, runtime};
 use onlyonce_tests::cluster::BOUND;
@@ -92,4 +92,8 @@ fn a_call_does_not_outlive_its_key() {
     let text = unresolved.handle().to_string().parse().expect("a handle");
     let resumed = runtime.block_on(cut_off.resume(&text)).expect("it serves");
     assert_eq!(resumed.outcome, Outcome::Integer(2));
+    // Nobody knows any more that it ran: a cancel does not say that it did not.
+    wait_forgotten(&runtime, &observer);
+    let cancelled = runtime.block_on(cut_off.cancel(unresolved.handle())).expect("it serves");
+    assert_eq!(cancelled, Cancellation::Forgotten(Refusal::Forgotten));
 }
