@@ -116,7 +116,11 @@ impl Replica {
         if matches!(proposal.stage, Stage::Won(_)) {
             return register.is_some_and(|register| register.view <= proposal.register.view);
         }
-        if register.is_some_and(|register| register.proposal == proposal.register.proposal) {
+        if let Some(register) = register
+            && register.proposal == proposal.register.proposal
+        {
+            // As it is at this revision: others may have bumped it since it won.
+            proposal.register = register.clone();
             self.marks.hit(Mark::UnknownProposalWon);
             self.note_won(revision);
             return true;

@@ -67,6 +67,23 @@ fn another_view_of_the_same_number_is_not_followed() {
     assert_eq!(restart(bumped).stopped, None);
 }
 
+/// A proposal won, which its node learns only when somebody has bumped the register since. That is how it
+/// knows the register from then on: what it reads next is no other value of the same revision.
+#[test]
+fn a_proposal_that_was_bumped_after_it_won_is_known_so() {
+    let opened = open(MemoryDisk::new().disk(), &Options::new(1)).expect("opens");
+    let mut node = Node::refused(opened, 1, Versioned { revision: Revision(0), register: None });
+    node.tick(5);
+    let won = node.proposal.clone().expect("it proposes itself");
+    let bumped = Some(Register { bumps: 1, ..won });
+    node.register = Versioned { revision: Revision(2), register: bumped };
+    node.tick(1_000);
+    assert!(node.replica.status().serving, "it finds that it won");
+    node.give(Event::RegisterRead { asked: None, now: node.register.clone() });
+    node.register_read(ReadId(1_000));
+    assert_eq!(node.stopped, None);
+}
+
 /// A primary that was cut off, and whose memory was full of what it could not commit, is fed by the
 /// next one: the cut makes room, and nothing else could.
 #[test]

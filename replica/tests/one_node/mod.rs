@@ -58,6 +58,8 @@ pub struct Node {
     pub told: Vec<(StoreId, Index)>,
     pub register: Versioned,
     pub proposed: usize,
+    /// What it proposed last.
+    pub proposal: Option<Register>,
     /// What waits for the disk, while that hangs.
     pub hanging: Option<Vec<Effect>>,
     /// Whether the authority carries proposals out, and says so.
@@ -125,6 +127,7 @@ impl Node {
             hanging: None,
             register,
             proposed: 0,
+            proposal: None,
             swaps,
             calls: 0,
             answers: Vec::new(),
@@ -277,6 +280,7 @@ impl Node {
 
     pub fn swap(&mut self, expected: Revision, register: Register) {
         self.proposed += 1;
+        self.proposal = Some(register.clone());
         let id = register.proposal;
         if self.swaps && expected == self.register.revision {
             let revision = Revision(expected.0 + 1);
