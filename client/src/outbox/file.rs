@@ -19,16 +19,19 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bytes::Bytes;
 use onlyonce_wire::limits::OPERATION_BYTES_MAX;
 use onlyonce_wire::{ClusterId, IdempotencyKey, Incarnation, codec};
 use serde::{Deserialize, Serialize};
 
+use super::error::OutboxError;
 use super::place::{Locked, Place};
 
 pub(super) const HEADER: &[u8] = b"onlyonce outbox 1\n";
+/// With what the files of every release begin; the number of the format follows.
+const TITLE: &[u8] = b"onlyonce outbox ";
 const MAGIC: &[u8; 4] = b"FRME";
 const FRAME_HEADER_BYTES: usize = 12;
 /// A frame is closed when its records reach this many bytes.
@@ -65,93 +68,6 @@ pub(super) enum Record {
     Sent(u64, Sent),
     /// Its end is known.
     Done(u64),
-}
-
-/// An outbox that cannot be used.
-///
-/// ```
-/// # use onlyonce_client::{BuildError, Client, OutboxError};
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let folder = tempfile::tempdir()?;
-/// let path = folder.path().join("notes.txt");
-/// std::fs::write(&path, "no outbox at all")?;
-/// // A wrong path never costs a file.
-/// let built = Client::builder().nodes(["10.0.0.1:7400"]).outbox(&path).build();
-/// assert!(matches!(built, Err(BuildError::Outbox { error: OutboxError::NotAnOutbox, .. })));
-/// assert_eq!(std::fs::read_to_string(&path)?, "no outbox at all");
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum OutboxError {
-    /// Another process, or another client of this one, has it open.
-    #[error("is in use by another client: close that one first, or choose another file")]
-    InUse,
-    /// The file has several names, and would become several files when it is replaced.
-    #[error("has {names} names (hard links): remove all but one, or choose another file")]
-    Linked {
-        /// How many.
-        names: u64,
-    },
-    /// There is no room for another request, which was not sent.
-    #[error(
-        "is full: it keeps {requests} requests ({bytes} bytes) whose end is not known. Not sent; call `recover`, which carries out the {left} of them that nobody awaits, or wait for the others"
-    )]
-    Full {
-        /// How many it keeps.
-        requests: usize,
-        /// The bytes of their operations.
-        bytes: usize,
-        /// How many of them nobody awaits.
-        left: usize,
-    },
-    /// Another outbox may need a file of this name beside it.
-    #[error(
-        "has a name ending with .lock or .new, as the files beside an outbox do: choose another"
-    )]
-    Reserved,
-    /// A file that is in the way has the name of the one that takes the outbox's place.
-    #[error("needs the name {} for itself, and a file that is not its own has it: move that one", path.display())]
-    Beside {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The file is not where it was any more: the next client would not find what is in it.
-    #[error("was moved, replaced or removed while it was in use: put it back, and open it again")]
-    Moved,
-    /// The file is something else.
-    #[error("is not an outbox of this release: choose another file")]
-    NotAnOutbox,
-    /// A part of it was altered or lost, and requests with it.
-    #[error(
-        "is damaged at byte {at}: some of its requests cannot be read. What became of them is not known; look at the data, then choose another file"
-    )]
-    Damaged {
-        /// Where.
-        at: u64,
-    },
-    /// It keeps requests to another cluster than the one that is meant.
-    #[error(
-        "keeps requests to cluster {theirs}, this client is for cluster {wanted}: choose another file"
-    )]
-    OtherCluster {
-        /// The outbox's cluster.
-        theirs: ClusterId,
-        /// The client's.
-        wanted: ClusterId,
-    },
-    /// It keeps requests, and not which cluster they are for.
-    #[error("does not say which cluster its requests are for: name it, or choose another file")]
-    NoCluster,
-    /// It cannot be read or written.
-    #[error("{0}")]
-    Io(String),
-}
-
-impl From<io::Error> for OutboxError {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error.to_string())
-    }
 }
 
 /// What an outbox holds.
@@ -259,19 +175,28 @@ fn look(path: &Path) -> Result<(), OutboxError> {
     }
     let mut beginning = Vec::new();
     File::open(path)?.take(HEADER.len() as u64).read_to_end(&mut beginning)?;
-    match &beginning[..] {
-        b"" | HEADER => Ok(()),
-        _ => Err(OutboxError::NotAnOutbox),
+    if beginning.is_empty() { Ok(()) } else { check_header(&beginning) }
+}
+
+/// Checks the beginning of a file, which is not empty.
+fn check_header(bytes: &[u8]) -> Result<(), OutboxError> {
+    match bytes.strip_prefix(TITLE) {
+        Some(_) if bytes.starts_with(HEADER) => Ok(()),
+        Some([b'1'..=b'9', b'0'..=b'9' | b'\n', ..]) => Err(OutboxError::OtherRelease),
+        Some(_) | None => Err(OutboxError::NotAnOutbox),
     }
 }
 
 fn frame(records: &[Record]) -> Vec<u8> {
-    let body = codec::encode(&records);
+    frame_of(&codec::encode(&records))
+}
+
+fn frame_of(body: &[u8]) -> Vec<u8> {
     let mut frame = Vec::with_capacity(FRAME_HEADER_BYTES + body.len());
     frame.extend_from_slice(MAGIC);
     frame.extend_from_slice(&(body.len() as u32).to_le_bytes());
-    frame.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
-    frame.extend_from_slice(&body);
+    frame.extend_from_slice(&crc32fast::hash(body).to_le_bytes());
+    frame.extend_from_slice(body);
     frame
 }
 
@@ -285,9 +210,7 @@ struct Frames {
 
 /// Takes in all frames.
 fn read(bytes: &[u8], contents: &mut Contents) -> Result<Frames, OutboxError> {
-    if !bytes.starts_with(HEADER) {
-        return Err(OutboxError::NotAnOutbox);
-    }
+    check_header(bytes)?;
     let (mut last, mut at) = (0, HEADER.len());
     while at < bytes.len() {
         let Some(body) = body_at(bytes, at) else {
@@ -297,7 +220,7 @@ fn read(bytes: &[u8], contents: &mut Contents) -> Result<Frames, OutboxError> {
             break;
         };
         let records = codec::decode::<Vec<Record>, { 2 * FRAME_BYTES_MAX }>(body)
-            .map_err(|_| OutboxError::NotAnOutbox)?;
+            .map_err(|_| OutboxError::OtherRelease)?;
         for record in records {
             contents.take(record);
         }
@@ -407,6 +330,27 @@ mod tests {
         let mut left: Vec<_> = left.map(|entry| entry.expect("reads").path()).collect();
         left.sort();
         assert_eq!(left, [folder, short, text]);
+    }
+
+    /// Another release's file, told by its header or by a whole frame that does not decode, is
+    /// called that, and left as it is: it may keep requests.
+    #[test]
+    fn another_release_has_to_recover_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("outbox");
+        filled(&path);
+        let ours = std::fs::read(&path).expect("reads");
+        let unknown = frame_of(&[1, 0xff]);
+        for theirs in [
+            [&ours[..], &unknown].concat(),
+            [&ours[..], &unknown, &frame(&[Record::Done(2)])].concat(),
+            b"onlyonce outbox 2\n".to_vec(),
+            b"onlyonce outbox 10\nsomething else".to_vec(),
+        ] {
+            std::fs::write(&path, &theirs).expect("written");
+            assert_eq!(OutboxFile::open(&path).err(), Some(OutboxError::OtherRelease));
+            assert_eq!(std::fs::read(&path).expect("reads"), theirs);
+        }
     }
 
     /// The file beside it that has the lock is nobody's but the outbox's own; still, without it a

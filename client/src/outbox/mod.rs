@@ -20,6 +20,7 @@
 //!
 //! [`Client::recover`]: crate::Client::recover
 
+mod error;
 mod file;
 mod place;
 
@@ -33,7 +34,7 @@ use onlyonce_wire::ClusterId;
 use onlyonce_wire::limits::OPERATION_BYTES_MAX;
 use tokio::sync::oneshot;
 
-pub use file::OutboxError;
+pub use error::OutboxError;
 pub(crate) use file::Sent;
 
 use file::{FRAME_BYTES_TARGET, OutboxFile, Record};

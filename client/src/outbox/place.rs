@@ -11,7 +11,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::file::{HEADER, OutboxError};
+use super::error::OutboxError;
+use super::file::HEADER;
 
 /// How the names of the files beside an outbox end: no outbox has such a name, so none is taken for
 /// what another one needs.
