@@ -133,6 +133,9 @@ impl ClientBuilder {
     /// How long a call may take (default: none, it goes on until it knows). When time is up, a
     /// request that may have been sent becomes [`Error::Unresolved`](crate::Error::Unresolved).
     ///
+    /// With an [outbox](Self::outbox) the end of a call may wait for the disk beyond it: that a request
+    /// was never sent is told once the file durably has it no more.
+    ///
     /// ```
     /// # use std::time::Duration;
     /// # use onlyonce_client::Client;

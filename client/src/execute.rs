@@ -160,7 +160,10 @@ impl Inner {
     async fn await_disk(&self, progress: &mut Progress) -> Result<(), Stop> {
         let Some(entry) = &mut progress.entry else { return Ok(()) };
         let outbox = entry.outbox();
-        entry.durable().await.map_err(|error| Stop::Unusable(outbox.error(&error)))
+        progress.waiting_for = Some("the outbox's disk");
+        let durable = entry.durable().await;
+        progress.waiting_for = None;
+        durable.map_err(|error| Stop::Unusable(outbox.error(&error)))
     }
 
     /// Returns when the request may go on: under its id, or under a new one if it has none now.

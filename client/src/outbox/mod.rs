@@ -343,13 +343,16 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 mod tests {
     use std::time::Duration;
 
+    use bytes::Bytes;
+    use onlyonce_wire::client::ExecuteId;
     use onlyonce_wire::{IdempotencyKey, Incarnation};
-
-    const CLUSTER: ClusterId = ClusterId(5);
 
     use super::*;
     use crate::errors::Error;
+    use crate::progress::Progress;
     use crate::{Client, UnresolvedReason};
+
+    const CLUSTER: ClusterId = ClusterId(5);
 
     /// A call may be dropped while its request is on its way to the disk. Whoever takes it up waits for
     /// the disk as well, and connects to nobody before.
@@ -385,6 +388,47 @@ mod tests {
         drop((client, outbox));
         writer.join().expect("it ends");
         assert_eq!(OutboxFile::open(&path).expect("opens").contents.open.len(), 1);
+    }
+
+    /// A disk that does not answer is named when time is up, which is told once the disk has let go of
+    /// the request.
+    #[tokio::test]
+    async fn a_disk_that_hangs_is_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("outbox");
+        let file = OutboxFile::open(&path).expect("opens");
+        let (jobs, inbox) = channel();
+        let outbox = Arc::new(Outbox::of(&file, None, &path, jobs));
+        let within = Duration::from_millis(100);
+        let options = Client::builder().nodes(["127.0.0.1:1"]).deadline(within);
+        let options = options.build().expect("an address").inner.cluster.options().clone();
+        let client = Client::new(options, Some(Arc::clone(&outbox)));
+
+        let key = IdempotencyKey::fresh(1, [7; 10]);
+        let operation = Bytes::from_static(&[7; 9]);
+        let incarnation = Incarnation(1);
+        let sent = Sent { incarnation, key: key.clone(), operation: operation.clone() };
+        let entry = outbox.keep(sent, CLUSTER).expect("nothing has failed");
+        let failed = Arc::clone(&outbox.failed);
+        let writer = std::thread::spawn(move || {
+            // The second job comes when time is up: that the request is to go from the file.
+            let hung = [(); 2].map(|()| inbox.recv().expect("a job"));
+            let (jobs, inbox) = channel();
+            for job in hung {
+                jobs.send(job).expect("the other end is here");
+            }
+            drop(jobs);
+            write(file, &inbox, &failed);
+        });
+        let mut progress = Progress::default();
+        (progress.identity, progress.entry) =
+            (Some((incarnation, ExecuteId::Key(key))), Some(entry));
+        let error = client.inner.finish(&operation, progress).await.expect_err("time is up");
+        let expected = "waited 100ms for the outbox's disk; nothing was sent";
+        assert_eq!(error.to_string(), expected);
+        drop((client, outbox));
+        writer.join().expect("it ends");
+        assert!(OutboxFile::open(&path).expect("opens").contents.open.is_empty());
     }
 
     /// Requests without a cluster are taken up for the one that is named, and for none that is not:
