@@ -143,7 +143,7 @@ impl Outbox {
         }
     }
 
-    /// The cluster that its requests are for, once it has some.
+    /// The cluster that it named when it was opened, or that its client named.
     pub(crate) fn cluster(&self) -> Option<ClusterId> {
         self.cluster
     }
