@@ -22,7 +22,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use bytes::Bytes;
-use onlyonce_wire::limits::OPERATION_BYTES_MAX;
+use onlyonce_wire::limits::{IDEMPOTENCY_KEY_BYTES_MAX, OPERATION_BYTES_MAX};
 use onlyonce_wire::{ClusterId, IdempotencyKey, Incarnation, codec};
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +37,10 @@ const FRAME_HEADER_BYTES: usize = 12;
 /// A frame is closed when its records reach this many bytes.
 pub(super) const FRAME_BYTES_TARGET: usize = 1 << 20;
 const FRAME_BYTES_MAX: usize = FRAME_BYTES_TARGET + OPERATION_BYTES_MAX + (64 << 10);
+/// The most bytes of a request in a frame beside its operation: its key, its numbers, and the frame's
+/// header.
+const SENT_OVERHEAD_BYTES: usize = 512;
+const _: () = assert!(SENT_OVERHEAD_BYTES >= IDEMPOTENCY_KEY_BYTES_MAX + 64 + FRAME_HEADER_BYTES);
 /// A file that is shorter is not worth being written anew.
 const COMPACTED_BYTES_MIN: u64 = 1 << 20;
 /// It is written anew when it is so many times as long as what is left in it.
@@ -55,7 +59,7 @@ pub(crate) struct Sent {
 
 impl Sent {
     pub(super) fn bytes(&self) -> usize {
-        self.operation.len() + 512
+        self.operation.len() + SENT_OVERHEAD_BYTES
     }
 }
 

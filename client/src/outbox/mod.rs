@@ -80,7 +80,7 @@ struct Left {
 
 enum Job {
     /// Keep a request; tell when it is durable.
-    Keep(Record, ClusterId, Told),
+    Keep { number: u64, sent: Sent, cluster: ClusterId, told: Told },
     /// Let one go; tell when that is durable, if somebody wants to know.
     Done(u64, Option<Told>),
     /// Tell when all jobs before are durable.
@@ -181,7 +181,7 @@ impl Outbox {
             *next - 1
         };
         let (told, durable) = oneshot::channel();
-        self.tell(Job::Keep(Record::Sent(number, sent.clone()), cluster, told));
+        self.tell(Job::Keep { number, sent: sent.clone(), cluster, told });
         let keeping = Some(Durable(Ok(durable)));
         Ok(Entry { outbox: Arc::clone(self), number, sent, keeping })
     }
@@ -298,15 +298,13 @@ fn write(mut file: OutboxFile, inbox: &Receiver<Job>, failed: &OnceLock<OutboxEr
                     waiting.extend(told);
                 }
                 Job::Flush(told) => waiting.push(told),
-                Job::Keep(record, cluster, told) => {
+                Job::Keep { number, sent, cluster, told } => {
                     if file.contents.cluster.is_none() {
                         file.contents.cluster = Some(cluster);
                         records.push(Record::Cluster(cluster));
                     }
-                    if let Record::Sent(_, sent) = &record {
-                        bytes += sent.bytes();
-                    }
-                    records.push(record);
+                    bytes += sent.bytes();
+                    records.push(Record::Sent(number, sent));
                     waiting.push(told);
                 }
             }
@@ -496,7 +494,7 @@ mod tests {
             let key = IdempotencyKey::fresh(number, [7; 10]);
             let sent = Sent { incarnation: Incarnation(1), key, operation: vec![7; bytes].into() };
             let (told, durable) = oneshot::channel();
-            tell(Job::Keep(Record::Sent(number, sent), CLUSTER, told));
+            tell(Job::Keep { number, sent, cluster: CLUSTER, told });
             kept.push(durable);
         }
         drop(jobs);
