@@ -176,7 +176,9 @@ impl ClientBuilder {
     ///
     /// Each request goes under a key of its own, as with [`one_shot`](Self::one_shot), so a client
     /// may be away for as long as the cluster remembers keys (24 hours unless configured otherwise).
-    /// Requests that are given up stay in it until they are recovered. It has room for 100,000 requests
+    /// Requests that are given up stay in it until they are recovered. Of those that end as
+    /// [`Error::Unresolved`](crate::Error::Unresolved) all stay but for one reason: after
+    /// [`Refused`](crate::UnresolvedReason::Refused) the file has it no more: keep the handle. It has room for 100,000 requests
     /// whose end is not known, with 64 MiB of operations, and refuses to take, and to send, any more.
     /// A key of the caller's must be a [timed](crate::fresh_key) one: a named key that is forgotten
     /// is like a new one, and its request would run again.

@@ -161,7 +161,9 @@ pub struct Recovered {
     pub key: IdempotencyKey,
     /// The request; none if another release wrote it and this one cannot read it.
     pub operation: Option<Operation>,
-    /// What it came to, or that it is unresolved.
+    /// What it came to, or that it is unresolved. The file lets go of it with every result but
+    /// [`Error::Unresolved`], and with that one for the reason [`Refused`](UnresolvedReason::Refused)
+    /// alone: after `Refused` the file has it no more, keep the handle.
     pub result: Result<Outcome, Error>,
 }
 
@@ -417,8 +419,8 @@ impl Client {
     /// |---|---|---|
     /// | `Ok`, [`Error::Failed`], [`Error::BadReply`] | it ran, before or now, once | no more |
     /// | [`Error::Refused`] | it never ran, and never will | no more |
-    /// | [`Error::Unresolved`], reason [`Refused`](UnresolvedReason::Refused) | its key is forgotten, or of an earlier incarnation: whether it ran is not known any more | no more |
-    /// | [`Error::Unresolved`], any other reason | time was up, the nodes are of another cluster, a reply is not understood, or the disk failed | it stays, for the next call |
+    /// | [`Error::Unresolved`], reason [`Refused`](UnresolvedReason::Refused) | its key is forgotten, or of an earlier incarnation: whether it ran is not known any more | no more: keep the handle |
+    /// | [`Error::Unresolved`], any other reason | time was up, the nodes are of another cluster, a reply is not understood, or the disk failed | it stays |
     ///
     /// Without a [deadline](ClientBuilder::deadline) it waits for as long as the cluster is away; a
     /// deadline is for each request. Dropped half-way, it tells nothing of the requests that ended by
