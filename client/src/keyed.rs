@@ -16,7 +16,7 @@ use crate::{Client, Compared, Txn, writes};
 /// **One key is one request.** The same write under the same key, from this process or another, now
 /// or after a crash, takes effect once, and everybody gets the one reply; copies that run into each
 /// other join. Another write under the key is refused (`Mismatch`), and so is one whose key was
-/// cancelled, or is too old to be known.
+/// cancelled, or is a timed one so old that it may have been forgotten.
 ///
 /// How long the cluster remembers a key, at least, comes with each reply: [`Executed::kept_for`].
 /// After that a *named* key is like a new one. A *timed* one, which [`fresh_key`] makes, is refused

@@ -28,8 +28,9 @@ pub enum Refusal {
     /// The request was cancelled: it never ran and never will.
     #[error("the request was cancelled: it never ran and never will")]
     Cancelled,
-    /// The idempotency key was remembered once, but is not any more.
-    #[error("the idempotency key is too old to be known: whether it ran cannot be told")]
+    /// A timed key so old that it may have been forgotten, or from before the incarnation, whether it
+    /// was ever seen or not: it may have run.
+    #[error("the idempotency key is so old that it may have been forgotten: it may have run")]
     Forgotten,
     /// The session is not known: closed, expired, or never opened.
     #[error("the session is not known (it was closed, or idle for too long)")]
