@@ -289,19 +289,20 @@ fn check(address: &str) -> Result<(), BuildError> {
 mod tests {
     use super::*;
 
-    /// What cannot be is refused before anything is connected.
+    /// What is no address is refused before anything is connected.
     #[test]
-    fn options_are_checked() {
-        assert_eq!(ClientBuilder::new().build().err(), Some(BuildError::NoNodes));
-        for bad in ["", "localhost", ":7400", "localhost:", "localhost:http", "localhost:0"] {
+    fn addresses_are_checked() {
+        for bad in ["", ":7400", "localhost:", "localhost:http"] {
             let built = ClientBuilder::new().nodes([bad]).build();
             assert_eq!(built.err(), Some(BuildError::Address { address: bad.to_owned() }));
         }
-        let etcd = ClientBuilder::new().authority("etcd://127.0.0.1:2379").build();
-        assert!(matches!(etcd.err(), Some(BuildError::Authority { .. })));
+    }
+
+    /// Whoever sends a request once must not find it in an outbox.
+    #[test]
+    fn an_outbox_is_for_exactly_once() {
         let outbox = ClientBuilder::new().nodes(["n1:7400"]).outbox("never-made.outbox");
         let weak = outbox.semantics(Semantics::AtMostOnce).build();
         assert_eq!(weak.err(), Some(BuildError::OutboxSemantics));
-        assert!(ClientBuilder::new().nodes(["[::1]:7400", "n1:7400"]).build().is_ok());
     }
 }

@@ -97,13 +97,4 @@ mod tests {
         assert!(by_a_fast_clock < day, "{by_a_fast_clock:?}");
         assert!(KeyExpiry::of(sent, Duration::ZERO).is_past());
     }
-
-    /// Of several copies the one whose key is forgotten first counts.
-    #[test]
-    fn the_earliest_expiry_is_the_least() {
-        let sent = Moment::now();
-        let [short, long] =
-            [10, 20].map(|seconds| KeyExpiry::of(sent, Duration::from_secs(seconds)));
-        assert_eq!(short.min(long), short);
-    }
 }
