@@ -24,8 +24,8 @@
 //! a new session.
 //!
 //! A request that was left unresolved has a [`Handle`], by which this or another process asks for its
-//! [outcome](Client::outcome), [resumes](Client::resume) or [cancels](Client::cancel) it; one under a
-//! [key of your own](Client::with_key) has that.
+//! [outcome](Client::outcome), [resumes](Client::resume) or [cancels](Client::cancel) it. A request
+//! under a [key of your own](Client::with_key) is named by that key, so it needs no handle.
 //!
 //! How the parts play together: `execute` gives a request its id (from a `session`, or a fresh key)
 //! and judges its end (`keyed`: under a key of the caller's; `fate`: what became of one, and once
