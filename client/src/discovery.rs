@@ -1,4 +1,5 @@
-//! Asking the authority where the cluster is: its register names the view's members.
+//! Where the cluster is: what the client knows of that, and the authority, whose register names the
+//! view's members.
 
 use std::time::Duration;
 
@@ -12,7 +13,31 @@ use onlyonce_wire::{CallId, codec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::errors::ConnectError;
+use crate::errors::{ConnectError, Error, NoAnswer};
+use crate::execute::Inner;
+use crate::progress::Progress;
+use crate::retry::Stop;
+
+impl Inner {
+    /// The nodes' addresses; an authority that does not answer matters only if no node is known.
+    pub(crate) async fn nodes(&self) -> Result<Vec<String>, Error> {
+        let mut progress = Progress::default();
+        self.cluster.discover(&mut progress).await.map_err(|stop| match stop {
+            Stop::Refused(refusal) => Error::Refused(refusal),
+            Stop::Unusable(why) | Stop::BadReply(why) => Error::Unusable(why),
+            Stop::Unanswered | Stop::KeyExpired(_) => {
+                unreachable!("only requests under way are given up")
+            }
+        })?;
+        let addresses = self.cluster.addresses();
+        if addresses.is_empty() {
+            let within = self.cluster.options().attempt_timeout;
+            let nodes = std::mem::take(&mut progress.reports);
+            return Err(Error::NoAnswer(NoAnswer { within, nodes }));
+        }
+        Ok(addresses)
+    }
+}
 
 /// Reads the register of the authority at `address`, within `limit`.
 pub(crate) async fn read_register(

@@ -7,15 +7,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use onlyonce_wire::check::check_size;
 use onlyonce_wire::client::{
-    Answer, Consequence, Execute, ExecuteId, Operation, Outcome, Part, Read, Refusal, Request,
+    Answer, Consequence, Execute, ExecuteId, Operation, Outcome, Part, Refusal, Request,
 };
 use onlyonce_wire::codec;
 use onlyonce_wire::limits::{OPERATION_BYTES_MAX, REPLY_BYTES_MAX};
 
 use crate::cluster::Cluster;
-use crate::errors::{
-    Error, NoAnswer, NotSent, Uncounted, Unresolved, UnresolvedReason, answer_name,
-};
+use crate::errors::{Error, NotSent, Uncounted, Unresolved, UnresolvedReason, answer_name};
 use crate::handle::{Handle, Home};
 use crate::keyed::{Executed, fresh_key};
 use crate::outbox::{Entry, Outbox, Sent};
@@ -297,34 +295,6 @@ impl Inner {
         }
         let nodes = std::mem::take(&mut progress.reports);
         Error::Unresolved(Unresolved::new(handle, reason, nodes, registration))
-    }
-
-    /// The nodes' addresses; an authority that does not answer matters only if no node is known.
-    pub(crate) async fn nodes(&self) -> Result<Vec<String>, Error> {
-        let mut progress = Progress::default();
-        self.cluster.discover(&mut progress).await.map_err(|stop| match stop {
-            Stop::Refused(refusal) => Error::Refused(refusal),
-            Stop::Unusable(why) | Stop::BadReply(why) => Error::Unusable(why),
-            Stop::Unanswered | Stop::KeyExpired(_) => {
-                unreachable!("only requests under way are given up")
-            }
-        })?;
-        let addresses = self.cluster.addresses();
-        if addresses.is_empty() {
-            let within = self.cluster.options().attempt_timeout;
-            let nodes = std::mem::take(&mut progress.reports);
-            return Err(Error::NoAnswer(NoAnswer { within, nodes }));
-        }
-        Ok(addresses)
-    }
-
-    /// Reads, as often as it takes.
-    pub(crate) async fn read(&self, read: Read) -> Result<Outcome, Error> {
-        read.check().map_err(Error::Refused)?;
-        match self.ask(None, None, |_| Request::Read(read.clone())).await? {
-            Answer::Read(outcome) => Ok(outcome),
-            other => Err(Error::BadReply(format!("{} to a read", answer_name(&other)))),
-        }
     }
 }
 

@@ -1,24 +1,23 @@
-//! Questions about a request: what became of it, and that it may never run. And requests taken up
-//! again, in this process or another.
+//! What became of a request, or that it may never run; and requests taken up again, in this process or
+//! another.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use onlyonce_wire::client::{
     Answer, Consequence, Fate as Told, Fingerprint, Operation, Outcome, Question, Refusal, Request,
-    RequestId, SessionDetail, SessionStatus,
+    RequestId,
 };
-use onlyonce_wire::ids::IdempotencyKeyError;
-use onlyonce_wire::{IdempotencyKey, Incarnation, Seq, Session, SessionId, codec};
+use onlyonce_wire::{IdempotencyKey, Incarnation, Seq};
 
 use crate::Client;
-use crate::errors::{Error, NoAnswer, NodeReports, Unresolved, UnresolvedReason, answer_name};
+use crate::errors::{Error, NodeReports, Unresolved, UnresolvedReason};
 use crate::execute::{Inner, decode_reply, encode_operation};
 use crate::expiry::Remembered;
 use crate::handle::{Handle, Home};
 use crate::keyed::{Executed, Keyed};
 use crate::progress::Progress;
-use crate::retry::Stop;
+use crate::questions::misplaced;
 
 /// What became of a request.
 ///
@@ -162,55 +161,7 @@ impl RequestName {
     }
 }
 
-/// Some of the open sessions.
-///
-/// ```no_run
-/// # use onlyonce_client::Client;
-/// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
-/// let mut after = None;
-/// loop {
-///     let page = client.sessions(after, 1_000).await?;
-///     page.sessions.iter().for_each(|session| println!("{}", session.session));
-///     let Some(last) = page.sessions.last().filter(|_| page.more) else { break };
-///     after = Some(last.session.id);
-/// }
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SessionPage {
-    /// In the order of their ids.
-    pub sessions: Vec<SessionStatus>,
-    /// Whether there are more after the last one.
-    pub more: bool,
-}
-
 impl Client {
-    /// Writes under an idempotency key: an [`IdempotencyKey`], or bytes or text of your own, such as
-    /// an order's number. A text that is a `UUIDv7` is a timed key. See [`Keyed`].
-    ///
-    /// ```
-    /// # use onlyonce_client::{Client, IdempotencyKeyError, fresh_key};
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let client = Client::builder().nodes(["10.0.0.1:7400"]).build()?;
-    /// let named = client.with_key("order-1234")?;
-    /// let timed = client.with_key(fresh_key())?;
-    /// assert!(named.key().time_ms().is_none() && timed.key().time_ms().is_some());
-    /// assert_eq!(client.with_key("").err(), Some(IdempotencyKeyError::Empty));
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// When the key is empty or over 256 bytes.
-    pub fn with_key<K>(&self, key: K) -> Result<Keyed, IdempotencyKeyError>
-    where
-        K: TryInto<IdempotencyKey>,
-        IdempotencyKeyError: From<K::Error>,
-    {
-        Ok(Keyed::new(self.clone(), key.try_into()?))
-    }
-
     /// What became of a request.
     ///
     /// ```no_run
@@ -371,74 +322,6 @@ impl Client {
         }
         self.inner.resume(handle, &operation).await
     }
-
-    /// Some of the open sessions, of all clients: those after `after`, at most `limit` of them.
-    ///
-    /// ```no_run
-    /// # use onlyonce_client::Client;
-    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
-    /// // Whose clients are away: a session that is idle for too long is expired by the cluster.
-    /// for open in client.sessions(None, 100).await?.sessions {
-    ///     println!("{} idle for {} ms", open.session.id, open.idle_ms);
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub async fn sessions(
-        &self,
-        after: Option<SessionId>,
-        limit: u32,
-    ) -> Result<SessionPage, Error> {
-        match self.inner.ask(None, None, |_| Request::Sessions { after, limit }).await? {
-            Answer::Sessions { sessions, more } => Ok(SessionPage { sessions, more }),
-            other => Err(misplaced(&other)),
-        }
-    }
-
-    /// One session, and what the cluster remembers of its requests; none if none is open under the
-    /// id.
-    ///
-    /// ```no_run
-    /// # use onlyonce_client::SessionId;
-    /// # use onlyonce_client::Client;
-    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
-    /// let id: SessionId = "0000000000000000000000000000feed".parse()?;
-    /// if let Some(open) = client.session(id).await? {
-    ///     println!("{} replies are kept until its client has seen them", open.saved.len());
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub async fn session(&self, id: SessionId) -> Result<Option<SessionDetail>, Error> {
-        match self.inner.ask(None, None, |_| Request::Session(id)).await? {
-            Answer::Session(session) => Ok(session),
-            other => Err(misplaced(&other)),
-        }
-    }
-
-    /// Closes a session, whoever opened it: the replies that it saved are forgotten, and what its
-    /// client has under way becomes unresolved. Returns when it is not open (any more).
-    ///
-    /// ```no_run
-    /// # use onlyonce_client::Client;
-    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
-    /// // Those of clients that are gone for an hour: their room is for others.
-    /// for open in client.sessions(None, 1_000).await?.sessions {
-    ///     if open.idle_ms > 3_600_000 {
-    ///         client.close_session(open.session).await?;
-    ///     }
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub async fn close_session(&self, session: Session) -> Result<(), Error> {
-        let close = |incarnation| Request::Close { incarnation, session };
-        match self.inner.ask(None, None, close).await {
-            Ok(Answer::Closed) | Err(Error::Refused(Refusal::SessionExpired)) => Ok(()),
-            Ok(other) => Err(misplaced(&other)),
-            Err(error) => Err(error),
-        }
-    }
 }
 
 impl Inner {
@@ -472,63 +355,4 @@ impl Inner {
         };
         Ok((fate, kept_for_ms.map(Duration::from_millis)))
     }
-
-    /// Asks what may be asked any number of times, until there is an answer: in `incarnation`, else in
-    /// the one that the cluster is in.
-    pub(crate) async fn ask(
-        &self,
-        home: Option<Home>,
-        incarnation: Option<Incarnation>,
-        question: impl Fn(Incarnation) -> Request,
-    ) -> Result<Answer, Error> {
-        let mut progress = home.map_or_else(Progress::default, Progress::at);
-        let asking = self.ask_on(incarnation, question, &mut progress);
-        let answer = match self.cluster.options().deadline {
-            None => asking.await,
-            Some(within) => {
-                let Ok(answer) = tokio::time::timeout(within, asking).await else {
-                    let nodes = std::mem::take(&mut progress.reports);
-                    return Err(Error::NoAnswer(NoAnswer { within, nodes }));
-                };
-                answer
-            }
-        };
-        match answer {
-            Ok(Answer::Refused(refusal)) | Err(Stop::Refused(refusal)) => {
-                Err(Error::Refused(refusal))
-            }
-            Ok(answer) => Ok(answer),
-            Err(Stop::Unusable(why)) => Err(Error::Unusable(why)),
-            Err(Stop::BadReply(text)) => Err(Error::BadReply(text)),
-            Err(Stop::Unanswered | Stop::KeyExpired(_)) => {
-                unreachable!("questions are asked again")
-            }
-        }
-    }
-
-    async fn ask_on(
-        &self,
-        incarnation: Option<Incarnation>,
-        question: impl Fn(Incarnation) -> Request,
-        progress: &mut Progress,
-    ) -> Result<Answer, Stop> {
-        loop {
-            let named = match incarnation {
-                Some(incarnation) => incarnation,
-                None => self.cluster.first_incarnation(progress).await?,
-            };
-            let request = codec::encode(&question(named));
-            match self.cluster.call(&request, progress).await? {
-                Answer::Refused(Refusal::OtherIncarnation { current }) if incarnation.is_none() => {
-                    self.cluster.adopt_incarnation(current);
-                    self.cluster.pause(progress).await?;
-                }
-                answer => return Ok(answer),
-            }
-        }
-    }
-}
-
-fn misplaced(answer: &Answer) -> Error {
-    Error::BadReply(format!("{} to another question", answer_name(answer)))
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use onlyonce_wire::IdempotencyKey;
 use onlyonce_wire::client::{Operation, Outcome, TxnOutcome, Write};
+use onlyonce_wire::ids::IdempotencyKeyError;
 
 use crate::errors::Error;
 use crate::progress::Progress;
@@ -60,6 +61,33 @@ pub struct Executed {
     /// How long the key is remembered at least, counted from when the copy that was answered was
     /// sent: until then the request may be sent again. None in a session.
     pub kept_for: Option<Duration>,
+}
+
+impl Client {
+    /// Writes under an idempotency key: an [`IdempotencyKey`], or bytes or text of your own, such as
+    /// an order's number. A text that is a `UUIDv7` is a timed key. See [`Keyed`].
+    ///
+    /// ```
+    /// # use onlyonce_client::{Client, IdempotencyKeyError, fresh_key};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let client = Client::builder().nodes(["10.0.0.1:7400"]).build()?;
+    /// let named = client.with_key("order-1234")?;
+    /// let timed = client.with_key(fresh_key())?;
+    /// assert!(named.key().time_ms().is_none() && timed.key().time_ms().is_some());
+    /// assert_eq!(client.with_key("").err(), Some(IdempotencyKeyError::Empty));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// When the key is empty or over 256 bytes.
+    pub fn with_key<K>(&self, key: K) -> Result<Keyed, IdempotencyKeyError>
+    where
+        K: TryInto<IdempotencyKey>,
+        IdempotencyKeyError: From<K::Error>,
+    {
+        Ok(Keyed::new(self.clone(), key.try_into()?))
+    }
 }
 
 impl Keyed {

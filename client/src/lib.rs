@@ -28,10 +28,11 @@
 //! under a [key of your own](Client::with_key) is named by that key, so it needs no handle.
 //!
 //! How the parts play together: `execute` gives a request its id (from a `session`, or a fresh key)
-//! and judges its end (`keyed`: under a key of the caller's; `fate`: what became of one, and once
-//! more); `retry` is the loop, `progress` its account of a request and its copies (`expiry`: until
-//! when there may be more of them under a named key), `cluster` knows whom to ask (with the help of
-//! `discovery`), `connection` multiplexes calls over one socket.
+//! and judges its end (`keyed`: under a key of the caller's; `outbox`: on disk first; `fate`: what
+//! became of one, and once more). `questions` may be asked any number of times: reads, and what `fate`,
+//! `open_sessions` and `backup` ask. For both `retry` is the loop, `progress` its account of a request
+//! and its copies (`expiry`: until when there may be more of them under a named key), `cluster` knows
+//! whom to ask (with the help of `discovery`), `connection` multiplexes calls over one socket.
 
 mod backup;
 mod builder;
@@ -44,8 +45,10 @@ mod expiry;
 mod fate;
 mod handle;
 mod keyed;
+mod open_sessions;
 mod outbox;
 mod progress;
+mod questions;
 mod retry;
 mod semantics;
 mod session;
@@ -72,7 +75,7 @@ pub use errors::{
     BuildError, Error, NoAnswer, NodeReport, NodeReports, NotSent, Uncounted, Unresolved,
     UnresolvedReason,
 };
-pub use fate::{Cancellation, Fate, RequestName, SessionPage};
+pub use fate::{Cancellation, Fate, RequestName};
 pub use handle::{Handle, HandleError};
 pub use keyed::{Executed, Keyed, fresh_key};
 pub use onlyonce_wire::backup::BackupBegin;
@@ -86,6 +89,7 @@ pub use onlyonce_wire::status::{NodeStatus, Role};
 pub use onlyonce_wire::{
     ClusterId, IdempotencyKey, Incarnation, OpenedAt, Seq, Session, SessionId, StoreId, View,
 };
+pub use open_sessions::SessionPage;
 pub use outbox::OutboxError;
 pub use semantics::Semantics;
 pub use txn::Txn;
