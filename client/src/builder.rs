@@ -244,6 +244,10 @@ impl ClientBuilder {
     /// // Whether somebody is there shows at the first call.
     /// assert!(Client::builder().nodes(["nobody.invalid:7400"]).build().is_ok());
     /// ```
+    ///
+    /// # Errors
+    /// When it has nobody to ask, when an address is none, or when the outbox cannot be used: [`BuildError`]
+    /// says what to do.
     pub fn build(mut self) -> Result<Client, BuildError> {
         let Options { nodes, authority, .. } = &mut self.options;
         if nodes.is_empty() && authority.is_none() {

@@ -179,8 +179,9 @@ impl Client {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Refused`] with `Mismatch`: the id is that of another request, and the handle's own
-    /// never ran and never will. [`Error::Unusable`]: the handle is of another cluster.
+    /// Those of [every read](Client#errors-of-every-read). [`Error::Refused`] with `Mismatch`: the id is
+    /// that of another request, and the handle's own never ran and never will. [`Error::Unusable`]: the
+    /// handle is of another cluster.
     pub async fn outcome(&self, request: impl Into<RequestName>) -> Result<Fate, Error> {
         self.outcome_told(request).await.map(|(fate, _)| fate)
     }
@@ -197,6 +198,9 @@ impl Client {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// As [`outcome`](Self::outcome).
     pub async fn outcome_told(
         &self,
         request: impl Into<RequestName>,
@@ -242,6 +246,9 @@ impl Client {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// As [`cancel`](Self::cancel).
     pub async fn cancel_told(
         &self,
         request: impl Into<RequestName>,

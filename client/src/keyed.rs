@@ -126,6 +126,9 @@ impl Keyed {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every write](Client#errors-of-every-write).
     pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<(), Error> {
         let write = Write::Put { key: key.into(), value: value.into() };
         writes::done(self.execute(Operation::Write(write)).await?)
@@ -143,6 +146,9 @@ impl Keyed {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every write](Client#errors-of-every-write).
     pub async fn append(
         &self,
         key: impl Into<Bytes>,
@@ -164,6 +170,9 @@ impl Keyed {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every write](Client#errors-of-every-write).
     pub async fn incr(&self, key: impl Into<Bytes>, by: i64) -> Result<i64, Error> {
         let write = Write::Incr { key: key.into(), by };
         writes::integer(self.execute(Operation::Write(write)).await?)
@@ -181,6 +190,9 @@ impl Keyed {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every write](Client#errors-of-every-write).
     pub async fn delete(&self, key: impl Into<Bytes>) -> Result<bool, Error> {
         let write = Write::Delete { key: key.into() };
         writes::existed(self.execute(Operation::Write(write)).await?)
@@ -198,6 +210,9 @@ impl Keyed {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every write](Client#errors-of-every-write).
     pub async fn cas(
         &self,
         key: impl Into<Bytes>,
@@ -219,6 +234,9 @@ impl Keyed {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every write](Client#errors-of-every-write).
     pub async fn put_if_absent(
         &self,
         key: impl Into<Bytes>,
@@ -241,6 +259,9 @@ impl Keyed {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every write](Client#errors-of-every-write).
     pub async fn txn(&self, txn: Txn) -> Result<TxnOutcome, Error> {
         writes::txn(self.execute(txn.into_operation()).await?)
     }
@@ -258,6 +279,9 @@ impl Keyed {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every write](Client#errors-of-every-write).
     pub async fn execute(&self, operation: Operation) -> Result<Outcome, Error> {
         self.execute_told(operation).await.map(|executed| executed.outcome)
     }
@@ -274,6 +298,9 @@ impl Keyed {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every write](Client#errors-of-every-write).
     pub async fn execute_told(&self, operation: Operation) -> Result<Executed, Error> {
         let progress = Progress::keyed(self.key.clone());
         self.client.inner.execute(&operation, progress).await

@@ -34,6 +34,8 @@
 //! and its copies (`expiry`: until when there may be more of them under a named key), `cluster` knows
 //! whom to ask (with the help of `discovery`), `connection` multiplexes calls over one socket.
 
+#![warn(clippy::missing_errors_doc)]
+
 mod backup;
 mod builder;
 mod cluster;
@@ -66,7 +68,7 @@ mod page {}
 use std::sync::Arc;
 
 use bytes::Bytes;
-use onlyonce_wire::client::{Answer, Read, Request};
+use onlyonce_wire::client::Read;
 use onlyonce_wire::codec;
 
 pub use backup::{Backup, BackupStep};
@@ -96,8 +98,6 @@ pub use txn::Txn;
 
 use crate::builder::Options;
 use crate::cluster::Cluster;
-use crate::connection::{Connection, NoReply};
-use crate::errors::answer_name;
 use crate::execute::Inner;
 use crate::outbox::{Outbox, Sent};
 use crate::progress::Progress;
@@ -118,6 +118,27 @@ use crate::writes::unexpected;
 /// # Ok(())
 /// # }
 /// ```
+///
+/// # Errors of every write
+/// | | when |
+/// |---|---|
+/// | [`Error::Refused`] | it is over a [limit](limits) or makes no sense; under a [key](Self::with_key) also: that is another request's, was cancelled, or may be forgotten |
+/// | [`Error::Failed`] | it was executed, found impossible, and changed nothing |
+/// | [`Error::NotSent`] | the [deadline](ClientBuilder::deadline) passed, and no copy of it is under way |
+/// | [`Error::Unusable`] | the nodes are of another cluster or release, the [outbox](ClientBuilder::outbox) does not take it, or the clock is far behind; nothing was done |
+/// | [`Error::Unresolved`] | it may or may not have taken effect: do not send it again as a new request, its [`Handle`] finds out; [`UnresolvedReason`] says when |
+/// | [`Error::Uncounted`] | as that, and nobody can be asked; with [`Semantics::BestEffort`] only |
+/// | [`Error::BadReply`] | it took effect, and this release cannot read the reply |
+///
+/// # Errors of every read
+/// And of every question, about a request or a session.
+///
+/// | | when |
+/// |---|---|
+/// | [`Error::NoAnswer`] | the [deadline](ClientBuilder::deadline) passed; asking again is harmless |
+/// | [`Error::Refused`] | it is over a [limit](limits) or makes no sense |
+/// | [`Error::Unusable`] | the nodes are of another cluster or release |
+/// | [`Error::BadReply`] | this release cannot read the answer |
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
@@ -227,6 +248,9 @@ impl Client {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every read](Client#errors-of-every-read).
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>, Error> {
         match self.inner.read(Read::Get { key: key.into() }).await? {
             Outcome::Value(value) => Ok(value),
@@ -235,7 +259,8 @@ impl Client {
     }
 
     /// The rows from `start` up to `end` (excluded; none: the end of all keys), at most `limit` of
-    /// them and at most as many as fit a reply: [`Rows::next`] says where to go on. Linearizable.
+    /// them, never more than 10,000 ([`limits::SCAN_ROWS_MAX`]), and no more than fit a reply of
+    /// [`limits::REPLY_BYTES_MAX`]: [`Rows::next`] says where to go on. Linearizable.
     ///
     /// ```no_run
     /// # use onlyonce_client::Client;
@@ -248,6 +273,9 @@ impl Client {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every read](Client#errors-of-every-read).
     pub async fn scan(
         &self,
         start: impl Into<Bytes>,
@@ -273,6 +301,9 @@ impl Client {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every write](Client#errors-of-every-write).
     pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<(), Error> {
         let write = Write::Put { key: key.into(), value: value.into() };
         writes::done(self.execute(Operation::Write(write)).await?)
@@ -289,6 +320,9 @@ impl Client {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every write](Client#errors-of-every-write).
     pub async fn append(
         &self,
         key: impl Into<Bytes>,
@@ -311,6 +345,9 @@ impl Client {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every write](Client#errors-of-every-write).
     pub async fn incr(&self, key: impl Into<Bytes>, by: i64) -> Result<i64, Error> {
         let write = Write::Incr { key: key.into(), by };
         writes::integer(self.execute(Operation::Write(write)).await?)
@@ -328,6 +365,9 @@ impl Client {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every write](Client#errors-of-every-write).
     pub async fn delete(&self, key: impl Into<Bytes>) -> Result<bool, Error> {
         let write = Write::Delete { key: key.into() };
         writes::existed(self.execute(Operation::Write(write)).await?)
@@ -349,6 +389,9 @@ impl Client {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every write](Client#errors-of-every-write).
     pub async fn cas(
         &self,
         key: impl Into<Bytes>,
@@ -370,6 +413,9 @@ impl Client {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every write](Client#errors-of-every-write).
     pub async fn put_if_absent(
         &self,
         key: impl Into<Bytes>,
@@ -392,6 +438,9 @@ impl Client {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every write](Client#errors-of-every-write).
     pub async fn txn(&self, txn: Txn) -> Result<TxnOutcome, Error> {
         writes::txn(self.execute(txn.into_operation()).await?)
     }
@@ -410,6 +459,9 @@ impl Client {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every write](Client#errors-of-every-write).
     pub async fn execute(&self, operation: Operation) -> Result<Outcome, Error> {
         self.inner.execute(&operation, Progress::default()).await.map(|told| told.outcome)
     }
@@ -460,68 +512,6 @@ impl Client {
             recovered.push(Recovered { key, operation, result });
         }
         recovered
-    }
-
-    /// The addresses of the nodes that this client knows: those that it was given, those that the
-    /// authority names (it is asked if there is one), and those that other nodes pointed to.
-    ///
-    /// ```no_run
-    /// # use onlyonce_client::Client;
-    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
-    /// let client = Client::builder().authority("10.0.0.9:7300").build()?;
-    /// println!("ONCE_NODES={}", client.nodes().await?.join(","));
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub async fn nodes(&self) -> Result<Vec<String>, Error> {
-        self.inner.nodes().await
-    }
-
-    /// What the node at `address` says of itself: one attempt, over a connection of its own. The
-    /// node need not be a primary, nor one that this client knows.
-    ///
-    /// ```no_run
-    /// # use onlyonce_client::Client;
-    /// # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
-    /// for address in client.nodes().await? {
-    ///     match client.status(&address).await {
-    ///         Ok(node) => println!("{address}: {}, {} committed", node.role.as_str(), node.committed),
-    ///         Err(error) => println!("{address}: {error}"),
-    ///     }
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub async fn status(&self, address: &str) -> Result<NodeStatus, Error> {
-        let options = self.inner.cluster.options();
-        let within = options
-            .deadline
-            .map_or(options.attempt_timeout, |deadline| deadline.min(options.attempt_timeout));
-        let unanswered = |reason: String| {
-            let mut nodes = NodeReports::default();
-            nodes.set(&address.into(), reason);
-            Error::NoAnswer(NoAnswer { within, nodes })
-        };
-        let connection = match Connection::open(address, options.cluster, within).await {
-            Ok(connection) => connection,
-            Err(error) if error.is_permanent() => {
-                return Err(Error::Unusable(format!("node {address}: {error}")));
-            }
-            Err(error) => return Err(unanswered(error.to_string())),
-        };
-        let request = codec::encode(&Request::Status);
-        match connection.call(&request, within, &mut false).await {
-            Ok(Answer::Status(status)) => Ok(*status),
-            Ok(Answer::Refused(refusal)) => Err(Error::Refused(refusal)),
-            Ok(other) => Err(Error::BadReply(format!(
-                "{} to a question for the status",
-                answer_name(&other)
-            ))),
-            Err(NoReply::NotSent(reason) | NoReply::Lost(reason)) => {
-                Err(unanswered(reason.to_string()))
-            }
-            Err(NoReply::TimedOut { .. }) => Err(unanswered("connected, but silent".to_owned())),
-        }
     }
 
     /// Closes this client's session, so that the cluster need not remember it until it expires. With an

@@ -31,7 +31,8 @@ pub struct SessionPage {
 }
 
 impl Client {
-    /// Some of the open sessions, of all clients: those after `after`, at most `limit` of them.
+    /// Some of the open sessions, of all clients: those after `after`, at most `limit` of them, and
+    /// never more than 1,000 ([`SESSIONS_LISTED_MAX`](crate::limits::SESSIONS_LISTED_MAX)).
     ///
     /// ```no_run
     /// # use onlyonce_client::Client;
@@ -43,6 +44,9 @@ impl Client {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every read](Client#errors-of-every-read).
     pub async fn sessions(
         &self,
         after: Option<SessionId>,
@@ -68,6 +72,9 @@ impl Client {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every read](Client#errors-of-every-read).
     pub async fn session(&self, id: SessionId) -> Result<Option<SessionDetail>, Error> {
         match self.inner.ask(None, None, |_| Request::Session(id)).await? {
             Answer::Session(session) => Ok(session),
@@ -90,6 +97,9 @@ impl Client {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// Those of [every read](Client#errors-of-every-read).
     pub async fn close_session(&self, session: Session) -> Result<(), Error> {
         let close = |incarnation| Request::Close { incarnation, session };
         match self.inner.ask(None, None, close).await {
