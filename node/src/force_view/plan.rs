@@ -500,11 +500,7 @@ mod tests {
             let plan = decide(stores, &empty(), None, NOW_MS).expect("it can be done");
             let text = intention(stores, &plan, false);
             let lost = text.lines().find(|line| line.starts_with("lost")).expect("the line");
-            assert_eq!(
-                lost.contains("an untimed idempotency key, it runs anew"),
-                may_lose,
-                "{lost}"
-            );
+            assert_eq!(lost.contains("a named idempotency key, it runs anew"), may_lose, "{lost}");
         }
     }
 }

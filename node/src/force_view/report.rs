@@ -98,7 +98,7 @@ pub fn intention(stores: &[Found], plan: &Plan, by_user: bool) -> String {
 }
 
 /// What becomes of a request whose only trace is in lost records.
-const SENT_AGAIN: &str = "What was lost, if it is sent again: with an untimed idempotency key, it runs \
+const SENT_AGAIN: &str = "What was lost, if it is sent again: with a named idempotency key, it runs \
      anew; with a timed one, it is refused as forgotten, since that is older than the forced view; in a \
      session, it is refused, since all sessions end";
 
