@@ -50,7 +50,7 @@ pub use failpoints::Deaths;
 pub use load::Load;
 pub use lone::Lone;
 pub use network::{Network, Place, Traffic};
-pub use process::{Daemon, Exit};
+pub use process::{Daemon, Exit, once};
 pub use raw::{RawConnection, RawSession};
 pub use recorder::{Recorder, Verdict};
 pub use register::Register;

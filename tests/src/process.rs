@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::wait;
+use crate::{binaries, wait};
 
 /// How long a program may take to be ready, on a machine that is busy with other tests.
 pub const READY_BOUND: Duration = Duration::from_secs(60);
@@ -256,6 +256,14 @@ impl Drop for Daemon {
 
 fn lock(output: &Mutex<Output>) -> std::sync::MutexGuard<'_, Output> {
     output.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The command line, which is to ask these nodes.
+#[must_use]
+pub fn once(nodes: &[String], arguments: &[&str]) -> Command {
+    let mut command = Command::new(binaries::once());
+    command.args(["--nodes", &nodes.join(",")]).args(arguments);
+    command
 }
 
 /// What a command that ran to its end said.

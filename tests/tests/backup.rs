@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use onlyonce_client::{Client, Error};
+use onlyonce_client::{Client, Error, fresh_key};
 use onlyonce_tests::client::{client, runtime};
 use onlyonce_tests::cluster::{BOUND, Environment, folder};
 use onlyonce_tests::process::{Ran, run};
@@ -16,7 +16,7 @@ use onlyonce_tests::raw::{ask, executed, get, incarnation, incr};
 use onlyonce_tests::wait::wait_for;
 use onlyonce_tests::{
     Ballast, Cluster, Daemon, Load, Lone, Node, RawSession, Report, Status, Workload,
-    WorkloadConfig, audit, binaries, seed,
+    WorkloadConfig, audit, binaries, once, seed,
 };
 use onlyonce_wire::client::{Answer, Execute, ExecuteId, Question, Refusal, Request, RequestId};
 use onlyonce_wire::{IdempotencyKey, Incarnation, Seq, codec};
@@ -32,12 +32,6 @@ const PRUNING: Environment = &[
 const ROWS: u64 = 600;
 /// How often a backup is begun until a primary dies in the middle of one.
 const TRIES: usize = 20;
-
-fn once(nodes: &[String], arguments: &[&str]) -> Command {
-    let mut command = Command::new(binaries::once());
-    command.args(["--nodes", &nodes.join(",")]).args(arguments);
-    command
-}
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("temporary folders have readable names")
@@ -75,11 +69,6 @@ fn refused(ran: &Ran, words: &[&str]) {
 fn keyed(incarnation: Incarnation, key: &IdempotencyKey) -> Request {
     let operation = codec::encode(&incr("raw")).into();
     Request::Execute(Execute { incarnation, id: ExecuteId::Key(key.clone()), operation })
-}
-
-fn fresh_key() -> IdempotencyKey {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
-    IdempotencyKey::fresh(now.as_millis() as u64, rand::random())
 }
 
 /// Some requests by hand, executed before the backup.

@@ -2,38 +2,30 @@
 //! with nodes killed in between. And the mistakes that can be made with them.
 
 use std::future::poll_fn;
-use std::process::Command;
 use std::sync::Barrier;
 use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
 use onlyonce_client::{
-    Cancellation, Client, Error, Fate, Handle, Operation, Outcome, Refusal, RequestId, Session,
-    Write, fresh_key, limits::WINDOW,
+    Cancellation, Client, Error, Fate, Handle, Outcome, Refusal, RequestId, Session, fresh_key,
+    limits::WINDOW,
 };
 use onlyonce_tests::client::{client, runtime};
 use onlyonce_tests::cluster::{BOUND, Environment};
 use onlyonce_tests::process::{Ran, run};
 use onlyonce_tests::wait::wait_for;
-use onlyonce_tests::{Cluster, Lone, binaries, raw};
+use onlyonce_tests::{Cluster, Lone, once, raw};
 use serde_json::{Value, json};
 
 /// Checkpoints all the time.
 const EAGER_CHECKPOINTS: Environment =
     &[("ONCED_CHECKPOINT_BYTES", "65536"), ("ONCED_CHECKPOINT_INTERVAL_MS", "50")];
 
-/// Runs `once` to its end.
-fn once(nodes: &[String], arguments: &[&str]) -> Ran {
-    let mut command = Command::new(binaries::once());
-    command.args(["--nodes", &nodes.join(",")]).args(arguments);
-    run(command, BOUND)
-}
-
 /// Runs `once`, which must end with this code and print this.
 #[track_caller]
 fn assert_prints(nodes: &[String], arguments: &[&str], code: i32, stdout: &str) -> Ran {
-    let ran = once(nodes, arguments);
+    let ran = run(once(nodes, arguments), BOUND);
     assert_eq!((ran.code, &*ran.stdout), (Some(code), stdout), "{arguments:?}: {ran:?}");
     ran
 }
@@ -41,7 +33,7 @@ fn assert_prints(nodes: &[String], arguments: &[&str], code: i32, stdout: &str) 
 /// Runs `once`, which must end with this code and say all these words to the user.
 #[track_caller]
 fn assert_says(nodes: &[String], arguments: &[&str], code: i32, words: &[&str]) {
-    let ran = once(nodes, arguments);
+    let ran = run(once(nodes, arguments), BOUND);
     assert_eq!(ran.code, Some(code), "{arguments:?}: {ran:?}");
     for word in words {
         assert!(ran.stderr.contains(word), "{arguments:?} should say {word:?}: {ran:?}");
@@ -50,12 +42,8 @@ fn assert_says(nodes: &[String], arguments: &[&str], code: i32, words: &[&str]) 
 
 #[track_caller]
 fn json_of(nodes: &[String], arguments: &[&str]) -> Value {
-    let ran = once(nodes, &[&["--json"], arguments].concat());
+    let ran = run(once(nodes, &[&["--json"], arguments].concat()), BOUND);
     serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
-}
-
-fn incr() -> Operation {
-    Operation::Write(Write::Incr { key: "n".into(), by: 1 })
 }
 
 /// An increment in a session that a paused node was sent, and that its client gave up. The client is
@@ -66,7 +54,7 @@ fn give_up(lone: &mut Lone) -> (Client, Error, Handle) {
     runtime(2).block_on(async {
         client.put("greeting", "hello").await.expect("it serves");
         lone.node.daemon().pause();
-        let error = client.execute(incr()).await.expect_err("it stands still");
+        let error = client.execute(raw::incr("n")).await.expect_err("it stands still");
         let Error::Unresolved(unresolved) = &error else { panic!("{error:?}") };
         let handle = unresolved.handle().clone();
         (client, error, handle)
@@ -136,9 +124,8 @@ fn a_closed_output_changes_no_exit_code() {
         for json in [&[][..], &["--json"]] {
             let (reader, writer) = std::io::pipe().expect("a pipe");
             drop(reader);
-            let mut command = Command::new(binaries::once());
-            command.args(["--nodes", &nodes.join(","), "--deadline", "20s"]).args(json);
-            let ended = command.args(arguments).stdout(writer).status().expect("it starts");
+            let mut command = once(&nodes, &[&["--deadline", "20s"], json, arguments].concat());
+            let ended = command.stdout(writer).status().expect("it starts");
             assert_eq!(ended.code(), Some(code), "{json:?} {arguments:?}");
         }
     }
@@ -180,7 +167,7 @@ fn a_timed_key_is_forgotten() {
     let write = ["--key", &old, "incr", "n"];
     assert_prints(&nodes, &write, 0, "1\n");
     wait_for("the key to be forgotten", BOUND, || {
-        let asked = once(&nodes, &["outcome", "--key", &old]);
+        let asked = run(once(&nodes, &["outcome", "--key", &old]), BOUND);
         if asked.stdout == "forgotten\n" { Ok(()) } else { Err(format!("{asked:?}")) }
     });
     assert_says(&nodes, &write, 1, &["refused (forgotten)"]);
@@ -224,7 +211,7 @@ fn handles_of_elsewhere_are_refused() {
     assert_says(&other, &["outcome", &text], 3, &words);
     assert_says(&other, &["cancel", &text], 3, &words);
     assert_says(&other, &["resume", &text], 3, &words);
-    let said = once(&other, &["resume", &text]).stderr;
+    let said = run(once(&other, &["resume", &text]), BOUND).stderr;
     assert_eq!(said.matches("check the addresses").count(), 1, "once is enough: {said}");
     let stranger = Lone::start(&[]);
     assert_says(&stranger.addresses(), &["resume", &text], 3, &[&home, "check the addresses"]);
@@ -307,7 +294,7 @@ fn concurrent_calls_with_one_key_join() {
                 .collect();
             let calls: Vec<_> = keyed
                 .into_iter()
-                .map(|keyed| tokio::spawn(async move { keyed.execute_told(incr()).await }))
+                .map(|keyed| tokio::spawn(async move { keyed.execute_told(raw::incr("n")).await }))
                 .collect();
             let mut fresh = 0;
             for call in calls {
@@ -420,7 +407,7 @@ fn what_once_left_unresolved_goes_on() {
     assert_prints(&nodes, &["resume", handle], 0, &format!("{}\n", resumed["value"]));
     // Its content is too long for the handle: it is given again, under the key that it had.
     let handle = left_long["handle"].as_str().expect("a handle");
-    let ran = once(&nodes, &["resume", handle]);
+    let ran = run(once(&nodes, &["resume", handle]), BOUND);
     assert_eq!(ran.code, Some(3), "{ran:?}");
     assert!(!ran.stderr.contains("goes on with it,"), "it cannot: {ran:?}");
     let key = ran.stderr.split("--key '").nth(1).and_then(|rest| rest.split('\'').next());
@@ -453,7 +440,7 @@ fn sessions_are_listed_and_closed() {
     assert_eq!(listed["sessions"][0]["opened_at"], opened_at.0, "{listed}");
     assert_eq!(listed["sessions"].as_array().map(Vec::len), Some(1), "{listed}");
     assert_prints(&nodes, &["cancel", &text], 0, "cancelled\n");
-    let shown = once(&nodes, &["session", "show", &id]);
+    let shown = run(once(&nodes, &["session", "show", &id]), BOUND);
     assert!(shown.stdout.contains(&format!("request {seq}: cancelled")), "{shown:?}");
 
     assert_prints(&nodes, &["session", "close", &id], 0, "");

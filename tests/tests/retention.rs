@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use onlyonce_client::{
-    Cancellation, Client, Error, Fate, Operation, Outcome, Refusal, UnresolvedReason, Write,
-};
+use onlyonce_client::{Cancellation, Client, Error, Fate, Outcome, Refusal, UnresolvedReason};
 use onlyonce_tests::client::{client, runtime};
 use onlyonce_tests::cluster::BOUND;
+use onlyonce_tests::raw::incr;
 use onlyonce_tests::wait::wait_for;
 use onlyonce_tests::{Lone, Network, Place, Traffic};
 use tokio::runtime::Runtime;
@@ -18,10 +17,6 @@ const KEY: &str = "order-1";
 
 fn named() -> onlyonce_client::IdempotencyKey {
     KEY.try_into().expect("a fine key")
-}
-
-fn incr() -> Operation {
-    Operation::Write(Write::Incr { key: "n".into(), by: 1 })
 }
 
 fn count(runtime: &Runtime, client: &Client) -> Option<bytes::Bytes> {
@@ -46,7 +41,7 @@ fn a_named_key_is_forgotten() {
     let (runtime, client) = (runtime(2), client(&lone.addresses()));
     let keyed = client.with_key(KEY).expect("a fine key");
     for round in 1..=2 {
-        let told = runtime.block_on(keyed.execute_told(incr())).expect("it serves");
+        let told = runtime.block_on(keyed.execute_told(incr("n"))).expect("it serves");
         assert_eq!(told.outcome, Outcome::Integer(round));
         assert!(told.kept_for.is_some_and(|kept| kept <= RETENTION), "{:?}", told.kept_for);
         wait_forgotten(&runtime, &client);

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use onlyonce_tests::binaries;
 use onlyonce_tests::cluster::BOUND;
 use onlyonce_tests::process::{Ran, run};
 use onlyonce_tests::wait::wait_for;
+use onlyonce_tests::{binaries, once};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -87,10 +87,7 @@ impl Script {
     /// Runs `once` against the cluster.
     #[track_caller]
     fn once(&self, arguments: &[&str]) -> String {
-        let nodes = self.ok("nodes");
-        let mut command = Command::new(binaries::once());
-        command.args(["--nodes", &nodes]).args(arguments);
-        let ran = run(command, BOUND);
+        let ran = run(once(&[self.ok("nodes")], arguments), BOUND);
         assert_eq!(ran.code, Some(0), "once {arguments:?}: {ran:?}");
         ran.stdout.trim().to_owned()
     }

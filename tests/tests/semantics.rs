@@ -2,15 +2,16 @@
 //! which names the test of each of its questions. Run one with `--nocapture` to read what happens.
 
 use std::net::SocketAddr;
-use std::process::{Command, Output};
 
 use onlyonce_client::{Client, ClientBuilder, Error, Semantics, Unresolved};
-use onlyonce_tests::binaries;
 use onlyonce_tests::client::{client, runtime};
 use onlyonce_tests::cluster::BOUND;
+use onlyonce_tests::process::run;
 use onlyonce_tests::raw::{ask, executed, get, incr, put};
 use onlyonce_tests::wait::wait_for;
-use onlyonce_tests::{Cluster, Lone, Network, Node, Place, RawConnection, RawSession, Traffic};
+use onlyonce_tests::{
+    Cluster, Lone, Network, Node, Place, RawConnection, RawSession, Traffic, once,
+};
 use onlyonce_wire::client::{
     Answer, Fate, Question, Refusal, Request, SessionDetail, SessionStatus,
 };
@@ -408,11 +409,9 @@ fn a_restart_forgets_nothing() {
 }
 
 /// Runs `once`; returns its exit code and what it printed on standard output.
-fn once(cluster: &Cluster, arguments: &[&str]) -> (Option<i32>, String) {
-    let nodes = cluster.addresses().join(",");
-    let output = Command::new(binaries::once()).args(["--nodes", &nodes]).args(arguments).output();
-    let Output { status, stdout, .. } = output.expect("it runs");
-    (status.code(), String::from_utf8_lossy(&stdout).trim().to_owned())
+fn told(cluster: &Cluster, arguments: &[&str]) -> (Option<i32>, String) {
+    let ran = run(once(&cluster.addresses(), arguments), BOUND);
+    (ran.code, ran.stdout.trim().to_owned())
 }
 
 /// `once --semantics` climbs the same ladder: no reply comes, and each level says what that means.
@@ -420,12 +419,12 @@ fn once(cluster: &Cluster, arguments: &[&str]) -> (Option<i32>, String) {
 fn the_command_line_has_the_ladder() {
     let cluster = Cluster::start_networked(&[]);
     for level in ["best-effort", "at-most-once", "exactly-once"] {
-        let told = once(&cluster, &["--semantics", level, "incr", level]);
-        assert_eq!(told, (Some(0), "1".to_owned()), "{level}");
+        let done = told(&cluster, &["--semantics", level, "incr", level]);
+        assert_eq!(done, (Some(0), "1".to_owned()), "{level}");
     }
     let primary = cluster.wait_whole();
     keep_pending(&cluster, primary);
-    let incr = |level| once(&cluster, &["--semantics", level, "--json", "incr", level]);
+    let incr = |level| told(&cluster, &["--semantics", level, "--json", "incr", level]);
     std::thread::scope(|scope| {
         let exactly_once = scope.spawn(|| incr("exactly-once"));
         let at_most_once = scope.spawn(|| incr("at-most-once"));
@@ -448,7 +447,7 @@ fn the_command_line_has_the_ladder() {
 fn the_cost_is_measured() {
     let cluster = Cluster::start(2, &[]);
     let arguments = ["bench", "--compare", "--rounds", "2", "--seconds", "0.3", "--json"];
-    let (code, printed) = once(&cluster, &arguments);
+    let (code, printed) = told(&cluster, &arguments);
     assert_eq!(code, Some(0), "{printed}");
     let measured: Value = serde_json::from_str(&printed).expect("JSON");
     let figure = |level: &str, name: &str| {
