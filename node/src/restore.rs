@@ -75,14 +75,19 @@ fn open(file: &Path) -> Result<(Decoder, BackupBegin), BackupError> {
     BackupDecoder::new(BufReader::with_capacity(READ_BYTES, File::open(file)?))
 }
 
-/// The next rows, or the end.
-fn next(decoder: &mut Decoder) -> Result<Result<Entry, BackupEnd>, BackupError> {
+/// What comes next in the file.
+enum Next {
+    Rows(Entry),
+    End(BackupEnd),
+}
+
+fn next(decoder: &mut Decoder) -> Result<Next, BackupError> {
     match decoder.next_record()? {
         BackupRecord::Rows(rows) => match Entry::decode(&rows) {
-            Ok(entry) => Ok(Ok(entry)),
+            Ok(entry) => Ok(Next::Rows(entry)),
             Err(_) => Err(decoder.refuse("its rows do not decode")),
         },
-        BackupRecord::End(end) => Ok(Err(end)),
+        BackupRecord::End(end) => Ok(Next::End(end)),
         BackupRecord::Begin(_) => Err(decoder.refuse("it begins another backup")),
     }
 }
@@ -92,7 +97,7 @@ fn check(file: &Path) -> Result<(BackupBegin, BackupEnd), ExitError> {
     let check = || {
         let (mut decoder, begin) = open(file)?;
         loop {
-            if let Err(end) = next(&mut decoder)? {
+            if let Next::End(end) = next(&mut decoder)? {
                 return Ok((begin, end));
             }
         }
@@ -105,7 +110,7 @@ fn fold(file: &Path, store: &mut Incoming) -> Result<u64, ExitError> {
     let changed = |error| ExitError::Runtime(format!("{}. {REPEAT}", bad(file, &error)));
     let (mut decoder, _) = open(file).map_err(changed)?;
     let mut rows = 0;
-    while let Ok(entry) = next(&mut decoder).map_err(changed)? {
+    while let Next::Rows(entry) = next(&mut decoder).map_err(changed)? {
         rows += entry.effects.len() as u64;
         store.fold(&entry).map_err(|error| {
             ExitError::Runtime(format!("the store cannot be written: {error}. {REPEAT}"))

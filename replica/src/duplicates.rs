@@ -82,6 +82,31 @@ impl Verdict {
     }
 }
 
+/// Whether a duplicate row was made.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Recorded {
+    /// It was.
+    Row {
+        /// For how long a key is remembered at least.
+        kept_for_ms: Option<u64>,
+    },
+    /// Nothing was changed: its session has too many bytes of saved replies, and an older request is
+    /// yet to be acknowledged.
+    Refused(Refusal),
+}
+
+/// What a cancel came to.
+#[derive(Debug)]
+pub(crate) enum Cancelled {
+    /// The request never runs, by a row that is made now, in an entry of its own.
+    Now {
+        /// For how long a key is remembered at least.
+        kept_for_ms: Option<u64>,
+    },
+    /// Nothing is changed; what the table says of the request, which is never [`Verdict::New`].
+    Not(Verdict),
+}
+
 /// What the table holds of a request.
 pub(crate) enum Found {
     /// It ran, or was cancelled.
@@ -238,8 +263,7 @@ impl DuplicateTable {
         })
     }
 
-    /// Sees to it that a request never runs, in the entry at `index`, unless it ran. Returns with
-    /// [`Verdict::New`] how long that is remembered.
+    /// Sees to it that a request never runs, in the entry at `index`, unless it ran.
     pub(crate) fn cancel(
         &mut self,
         state: &State,
@@ -247,31 +271,29 @@ impl DuplicateTable {
         index: Index,
         question: &Question,
         effects: &mut Vec<Effect>,
-    ) -> Result<(Verdict, Option<u64>), Stop> {
+    ) -> Result<Cancelled, Stop> {
         let seen = question.first_unacked;
         if let RequestId::Seq { seq, .. } = question.id
             && let Err(refusal) = check_watermark(seq, seen)
         {
-            return Ok((Verdict::NotNow(refusal), None));
+            return Ok(Cancelled::Not(Verdict::NotNow(refusal)));
         }
-        let verdict = match self.find(state, now, &question.id)? {
-            Found::Told(verdict) => verdict,
+        match self.find(state, now, &question.id)? {
+            Found::Told(verdict) => Ok(Cancelled::Not(verdict)),
             Found::Saved { reply, kept_for_ms, index } => {
-                fate(reply, question.fingerprint, kept_for_ms, index)
+                Ok(Cancelled::Not(fate(reply, question.fingerprint, kept_for_ms, index)))
             }
             Found::Absent { .. } => {
                 if let Some(refusal) = self.refuses(wall, &question.id, seen) {
-                    return Ok((Verdict::NotNow(refusal), None));
+                    return Ok(Cancelled::Not(Verdict::NotNow(refusal)));
                 }
                 let (at, id) = ((now, index), (&question.id, seen));
-                let recorded = self.record(state, at, id, ReplyRow::Cancelled, effects)?;
-                return Ok(match recorded {
-                    Ok(kept_for_ms) => (Verdict::New, kept_for_ms),
-                    Err(refusal) => (Verdict::NotNow(refusal), None),
-                });
+                Ok(match self.record(state, at, id, ReplyRow::Cancelled, effects)? {
+                    Recorded::Row { kept_for_ms } => Cancelled::Now { kept_for_ms },
+                    Recorded::Refused(refusal) => Cancelled::Not(Verdict::NotNow(refusal)),
+                })
             }
-        };
-        Ok((verdict, None))
+        }
     }
 
     /// Finds a session, matched exactly, and notes that it is in use.
@@ -285,11 +307,7 @@ impl DuplicateTable {
     }
 
     /// The duplicate row of a request that is executed, or cancelled, in the entry at `index`; with
-    /// it the session's new watermark, and the end of the replies below that. Returns how long a key
-    /// is remembered.
-    ///
-    /// `Err` when its session has too many bytes of saved replies, and an older request is yet to be
-    /// acknowledged: nothing was changed.
+    /// it the session's new watermark, and the end of the replies below that.
     pub(crate) fn record(
         &mut self,
         state: &State,
@@ -297,13 +315,14 @@ impl DuplicateTable {
         (id, seen): (&RequestId, Seq),
         reply: ReplyRow,
         effects: &mut Vec<Effect>,
-    ) -> Result<Result<Option<u64>, Refusal>, Stop> {
+    ) -> Result<Recorded, Stop> {
         match id {
-            RequestId::Key(key) => Ok(Ok(Some(self.keys.record(now, key, reply, effects)))),
+            RequestId::Key(key) => {
+                let kept_for_ms = Some(self.keys.record(now, key, reply, effects));
+                Ok(Recorded::Row { kept_for_ms })
+            }
             RequestId::Seq { session, seq } => {
-                let recorded =
-                    self.record_seq(state, index, *session, (*seq, seen), &reply, effects)?;
-                Ok(recorded.map(|()| None))
+                self.record_seq(state, index, *session, (*seq, seen), &reply, effects)
             }
         }
     }
@@ -316,7 +335,7 @@ impl DuplicateTable {
         (seq, seen): (Seq, Seq),
         reply: &ReplyRow,
         effects: &mut Vec<Effect>,
-    ) -> Result<Result<(), Refusal>, Stop> {
+    ) -> Result<Recorded, Stop> {
         let live = self.sessions.get_mut(&session.id).expect("looked up before it is recorded");
         let mut row = live.row;
         let mut deletes = Vec::new();
@@ -336,14 +355,14 @@ impl DuplicateTable {
         // later ones must not keep it out.
         let is_oldest = seq == row.first_unacked;
         if row.saved_bytes > self.limits.saved_reply_bytes && !is_oldest {
-            return Ok(Err(Refusal::Busy(Limit::SavedReplies)));
+            return Ok(Recorded::Refused(Refusal::Busy(Limit::SavedReplies)));
         }
         effects.append(&mut deletes);
         put(effects, Table::Replies, ReplyRow::key(session.id, seq), value);
         put(effects, Table::Sessions, SessionRow::key(session.id), row.encode());
         live.row = row;
         live.index = index;
-        Ok(Ok(()))
+        Ok(Recorded::Row { kept_for_ms: None })
     }
 
     /// Opens a session in the entry at `index`, unless it is open.

@@ -94,7 +94,7 @@ impl Keys {
 
     /// For how long a key is remembered at least, in milliseconds.
     fn kept_for_ms(&self, now: Moment, row: &KeyRow) -> u64 {
-        row.forgotten_at.saturating_sub(self.clock().age_ms + self.unlogged_ms(now))
+        row.forgotten_at_age_ms.saturating_sub(self.clock().age_ms + self.unlogged_ms(now))
     }
 
     pub(crate) fn find(
@@ -143,11 +143,11 @@ impl Keys {
         reply: ReplyRow,
         effects: &mut Vec<Effect>,
     ) -> u64 {
-        let forgotten_at =
+        let forgotten_at_age_ms =
             self.clock().age_ms + self.unlogged_ms(now) + milliseconds(self.retention);
-        let row = KeyRow { forgotten_at, reply };
+        let row = KeyRow { forgotten_at_age_ms, reply };
         let name = KeyRow::key(key);
-        put(effects, Table::Expiry, KeyRow::expiry(forgotten_at, &name), Bytes::new());
+        put(effects, Table::Expiry, KeyRow::expiry(forgotten_at_age_ms, &name), Bytes::new());
         put(effects, Table::Keys, name, row.encode());
         self.count += 1;
         self.put_count(effects);
@@ -224,7 +224,7 @@ impl Keys {
             age_ms += milliseconds(self.retention / 4);
         }
         let end = KeyRow::expiry(age_ms + 1, &[]);
-        let (due, more) = take(state, Table::Expiry, &mut self.sweep_from, &end, limit)?;
+        let (due, more) = take_expiries(state, &mut self.sweep_from, &end, limit)?;
         self.sweep_is_due = more;
         if due.is_empty() {
             return Ok(None);
@@ -275,11 +275,10 @@ pub(crate) fn clock_of_new_incarnation(state: &State, wall: WallTime) -> Result<
     Ok(Effect { table: Table::Expiry, key, value: Some(clock.encode()) })
 }
 
-/// The keys of up to `limit` committed rows from `start` on, which is moved behind them; and whether
-/// there are more rows.
-fn take(
+/// The keys of up to `limit` committed rows of expiries from `start` on, which is moved behind them;
+/// and whether there are more rows.
+fn take_expiries(
     state: &State,
-    table: Table,
     start: &mut Bytes,
     end: &[u8],
     limit: usize,
@@ -288,7 +287,7 @@ fn take(
     if &start[..] >= end {
         return Ok((keys, more));
     }
-    for row in state.scan(table, &start.clone(), Some(end)) {
+    for row in state.scan(Table::Expiry, &start.clone(), Some(end)) {
         let row = row?;
         if row.value.is_none() {
             continue;

@@ -495,7 +495,7 @@ impl Replica {
             primary.table = Some(table);
         }
         // The clock is logged before the first key is remembered: how long that is kept rests on it.
-        self.forget_keys()
+        self.tick_keys()
     }
 
     /// Whether this node may answer from its newest state: nobody else can be the primary now.
@@ -560,6 +560,6 @@ impl Replica {
         self.change_members();
         self.tick_ending()?;
         self.expire_sessions()?;
-        self.forget_keys()
+        self.tick_keys()
     }
 }

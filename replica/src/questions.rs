@@ -4,7 +4,7 @@ use onlyonce_storage::Index;
 use onlyonce_wire::client::{Answer, Fate, Limit, Question, Refusal, RequestId};
 use onlyonce_wire::{SessionId, limits};
 
-use crate::duplicates::Verdict;
+use crate::duplicates::{Cancelled, Verdict};
 use crate::event::ReplyTo;
 use crate::marks::Mark;
 use crate::mutations::Rule;
@@ -37,23 +37,27 @@ impl Replica {
         let (at, index) = ((self.now, self.wall()), self.open_index());
         let mut effects = Vec::new();
         let table = self.role.open_table();
-        let (verdict, kept_for_ms) =
-            table.cancel(&self.state, at, index, question, &mut effects)?;
-        if self.lacks_lease(matches!(question.id, RequestId::Key(_)), &verdict) {
-            self.reply(from, Answer::AskAgain);
-            return Ok(());
+        match table.cancel(&self.state, at, index, question, &mut effects)? {
+            Cancelled::Now { kept_for_ms } => {
+                self.marks.hit(Mark::CancelledBeforeItRan);
+                let cancelled = Answer::Fate { fate: Fate::Cancelled, kept_for_ms };
+                if self.breaks(Rule::CancelNotLogged) {
+                    self.reply(from, cancelled);
+                    return Ok(());
+                }
+                self.settle(from, Verdict::New, cancelled, effects)
+            }
+            Cancelled::Not(verdict) => {
+                if self.lacks_lease(matches!(question.id, RequestId::Key(_)), &verdict) {
+                    self.reply(from, Answer::AskAgain);
+                    return Ok(());
+                }
+                if matches!(fate_of(&verdict), Some(Fate::Done { .. })) {
+                    self.marks.hit(Mark::CancelCameTooLate);
+                }
+                self.settle(from, verdict, Answer::AskAgain, Vec::new())
+            }
         }
-        if matches!(verdict, Verdict::New) {
-            self.marks.hit(Mark::CancelledBeforeItRan);
-        } else if matches!(fate_of(&verdict), Some(Fate::Done { .. })) {
-            self.marks.hit(Mark::CancelCameTooLate);
-        }
-        let cancelled = Answer::Fate { fate: Fate::Cancelled, kept_for_ms };
-        if matches!(verdict, Verdict::New) && self.breaks(Rule::CancelNotLogged) {
-            self.reply(from, cancelled);
-            return Ok(());
-        }
-        self.settle(from, verdict, cancelled, effects)
     }
 
     /// Whether a verdict, on a request under a key or not, is true only of the present, and this node
@@ -65,7 +69,19 @@ impl Replica {
         let is_of_the_present = match answer {
             Answer::Fate { fate: Fate::NeverSeen, .. } => true,
             Answer::Fate { fate: Fate::Pending, .. } | Answer::Refused(Refusal::Forgotten) => false,
-            _ => is_key,
+            Answer::Fate { fate: Fate::Done { .. } | Fate::Cancelled, .. }
+            | Answer::Refused(_)
+            | Answer::Executed { .. }
+            | Answer::Opened { .. }
+            | Answer::Closed
+            | Answer::Alive
+            | Answer::Read(_)
+            | Answer::Sessions { .. }
+            | Answer::Session(_)
+            | Answer::Status(_)
+            | Answer::NotPrimary { .. }
+            | Answer::AskAgain
+            | Answer::Backup(_) => is_key,
         };
         if !is_of_the_present || self.lease_holds() || self.breaks(Rule::TableWithoutLease) {
             return false;

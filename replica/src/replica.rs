@@ -15,6 +15,7 @@ use crate::config::{Config, Duplicates, Mode};
 use crate::duplicates::DuplicateTable;
 use crate::event::{Effect, Event, Moment, ReadId, WallTime};
 use crate::follower::Follower;
+use crate::keys::Keys;
 use crate::marks::{Mark, Marks};
 use crate::message::{PeerMessage, Position};
 use crate::mutations::Rule;
@@ -101,6 +102,12 @@ impl Role {
                 panic!("only an open primary looks at requests")
             }
         }
+    }
+
+    /// What an open primary knows of idempotency keys; other nodes know nothing of them.
+    pub(crate) fn open_keys(&mut self) -> Option<&mut Keys> {
+        let Self::Primary(primary) = self else { return None };
+        primary.table.as_mut().map(DuplicateTable::keys_mut)
     }
 }
 

@@ -11,7 +11,7 @@ use onlyonce_wire::client::{
 };
 use onlyonce_wire::{Incarnation, Seq, SessionId, codec, limits};
 
-use crate::duplicates::Verdict;
+use crate::duplicates::{Recorded, Verdict};
 use crate::event::{Effect, ReplyTo};
 use crate::kv::{self, Draft};
 use crate::marks::Mark;
@@ -184,8 +184,8 @@ impl Replica {
         let reply: Bytes = codec::encode(&outcome).into();
         let row = ReplyRow::Executed { fingerprint, reply: reply.clone() };
         let kept_for_ms = match self.record(&id, row, &mut effects)? {
-            Ok(kept_for_ms) => kept_for_ms,
-            Err(refusal) => {
+            Recorded::Row { kept_for_ms } => kept_for_ms,
+            Recorded::Refused(refusal) => {
                 self.reply(from, Answer::Refused(refusal));
                 return Ok(());
             }
@@ -200,14 +200,14 @@ impl Replica {
         self.settle(from, Verdict::New, answer, effects)
     }
 
-    /// The duplicate row of what is executed under this id now. Returns how long a key is kept.
+    /// The duplicate row of what is executed under this id now, if it has one.
     fn record(
         &mut self,
         id: &ExecuteId,
         row: ReplyRow,
         effects: &mut Vec<onlyonce_storage::Effect>,
-    ) -> Result<Result<Option<u64>, Refusal>, Stop> {
-        let Some(request) = id.request() else { return Ok(Ok(None)) };
+    ) -> Result<Recorded, Stop> {
+        let Some(request) = id.request() else { return Ok(Recorded::Row { kept_for_ms: None }) };
         let seen = match id {
             ExecuteId::Session { first_unacked, .. } => *first_unacked,
             ExecuteId::Key(_) | ExecuteId::Anonymous => Seq(0),

@@ -138,7 +138,7 @@ impl ReplyRow {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRow {
     /// Until when it is remembered at least: an age, as the key clock counts it.
-    pub forgotten_at: u64,
+    pub forgotten_at_age_ms: u64,
     /// What became of its request.
     pub reply: ReplyRow,
 }
@@ -172,7 +172,7 @@ impl KeyRow {
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let mut value = BytesMut::with_capacity(8);
-        value.put_u64_le(self.forgotten_at);
+        value.put_u64_le(self.forgotten_at_age_ms);
         self.reply.encode_into(&mut value);
         value.freeze()
     }
@@ -182,15 +182,15 @@ impl KeyRow {
         if value.len() < 8 {
             return Err(BadRow { table: "keys", bytes: value.len() });
         }
-        Ok(Self { forgotten_at: value.get_u64_le(), reply: ReplyRow::decode(value)? })
+        Ok(Self { forgotten_at_age_ms: value.get_u64_le(), reply: ReplyRow::decode(value)? })
     }
 
     /// The key of the row, in the table of expiries, that says when the key in this row is due to be
     /// forgotten: these lie in the order of time, and have no value.
     #[must_use]
-    pub fn expiry(forgotten_at: u64, row: &[u8]) -> Bytes {
+    pub fn expiry(forgotten_at_age_ms: u64, row: &[u8]) -> Bytes {
         let mut key = BytesMut::with_capacity(8 + row.len());
-        key.put_u64(forgotten_at);
+        key.put_u64(forgotten_at_age_ms);
         key.put_slice(row);
         key.freeze()
     }

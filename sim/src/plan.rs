@@ -65,7 +65,7 @@ pub struct Plan {
     /// Clocks run faster or slower by up to so many parts in a thousand.
     pub drift_per_mille: u32,
     /// By how many milliseconds calendars may be wrong, of nodes and clients.
-    pub calendar_error: i64,
+    pub calendar_error_ms: i64,
     /// How long idempotency keys are remembered.
     pub key_retention: Span,
     /// How many committed bytes make a checkpoint due.
@@ -180,7 +180,7 @@ impl Plan {
             long_values: rng.random_ratio(1, 8),
             faults,
             drift_per_mille,
-            calendar_error: match rng.random_range(0..4) {
+            calendar_error_ms: match rng.random_range(0..4) {
                 0 | 1 => 0,
                 2 => rng.random_range(1..10_000),
                 _ => rng.random_range(1..10 * DAY_MS),
@@ -210,6 +210,6 @@ impl Plan {
     }
     /// A calendar as it may be in this world.
     pub fn draw_calendar(&self, rng: &mut StdRng) -> Calendar {
-        Calendar(rng.random_range(-self.calendar_error..=self.calendar_error))
+        Calendar(rng.random_range(-self.calendar_error_ms..=self.calendar_error_ms))
     }
 }

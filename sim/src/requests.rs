@@ -25,7 +25,7 @@ pub struct Fate {
     /// What it came to.
     pub became: Became,
     /// The age until which a key is remembered at least.
-    forgotten_at: u64,
+    forgotten_at_age_ms: u64,
     /// Until when somebody was told that the key would be remembered.
     kept_until: u64,
     /// The record that forgot the key, and when that was committed.
@@ -188,7 +188,7 @@ impl Requests {
 
     /// A duplicate row is put: the request runs, or is cancelled, for the first time (I5, P5).
     pub fn end(&mut self, index: Index, (table, key): (Table, &Bytes), value: &Bytes) -> Finding {
-        let (forgotten_at, saved) = match table {
+        let (forgotten_at_age_ms, saved) = match table {
             Table::Keys => {
                 let (age, saved) = value.split_at_checked(8).ok_or("a key's row is short")?;
                 (number(age)?, saved)
@@ -206,7 +206,7 @@ impl Requests {
         };
         let name = key.escape_ascii();
         if table == Table::Keys {
-            self.is_kept_long_enough(key, forgotten_at)
+            self.is_kept_long_enough(key, forgotten_at_age_ms)
                 .map_err(|error| format!("{index} remembers {name}: {error}"))?;
             self.remembered.insert(key.clone());
         }
@@ -233,20 +233,22 @@ impl Requests {
             }
         }
         let at = self.times.now;
-        let fate = Fate { index, at, became, forgotten_at, kept_until: 0, forgotten: None };
+        let fate = Fate { index, at, became, forgotten_at_age_ms, kept_until: 0, forgotten: None };
         fates.push(fate);
         Ok(())
     }
 
     /// P5: a key is kept for the retention, and a timed one is news only above the floor, and since the
     /// incarnation began.
-    fn is_kept_long_enough(&self, key: &Bytes, forgotten_at: u64) -> Finding {
+    fn is_kept_long_enough(&self, key: &Bytes, forgotten_at_age_ms: u64) -> Finding {
         let clock = self.clock.ok_or("I6: no clock was logged before")?;
         if let Some(time) = time_of(key).filter(|time| *time < clock.known_from()) {
             return Err(format!("P5: its time {time} is before that of {clock:?}"));
         }
-        if forgotten_at < clock.age + self.times.retention_ms {
-            return Err(format!("P5: it is to be forgotten at {forgotten_at} by {clock:?}"));
+        if forgotten_at_age_ms < clock.age + self.times.retention_ms {
+            return Err(format!(
+                "P5: it is to be forgotten at the age {forgotten_at_age_ms} by {clock:?}"
+            ));
         }
         Ok(())
     }
@@ -303,8 +305,8 @@ impl Requests {
         let expiries: Vec<u64> = self.expiries.get(&row).into_iter().flatten().copied().collect();
         let fits = match (fate.forgotten, &expiries[..]) {
             (Some(_), []) => true,
-            (None, [due]) if time_of(&row).is_some() => *due >= fate.forgotten_at,
-            (None, [due]) => *due == fate.forgotten_at,
+            (None, [due]) if time_of(&row).is_some() => *due >= fate.forgotten_at_age_ms,
+            (None, [due]) => *due == fate.forgotten_at_age_ms,
             _ => false,
         };
         let name = row.escape_ascii();
@@ -324,7 +326,7 @@ impl Requests {
         }
         let fates = self.fates.get_mut(&(Table::Keys, row.clone()));
         let fate = fates.and_then(|fates| fates.last_mut()).expect("it is remembered");
-        if fate.forgotten_at > age || time_of(row).is_some_and(|time| time >= floor) {
+        if fate.forgotten_at_age_ms > age || time_of(row).is_some_and(|time| time >= floor) {
             return Err(format!(
                 "P5: {index} forgets {name} before its time: age {age}, floor {floor}, {fate:?}"
             ));

@@ -46,7 +46,8 @@ fn the_oldest_request_is_never_busy_for_later_replies() {
         let at = (Moment(1), Index(2));
         table.record(&state, at, (&id, Seq(1)), row, &mut Vec::new()).expect("reads")
     };
-    assert_eq!((record(2), record(3)), (Ok(None), Ok(None)));
-    assert_eq!(record(4), Err(Refusal::Busy(Limit::SavedReplies)));
-    assert_eq!(record(1), Ok(None));
+    let row = || Recorded::Row { kept_for_ms: None };
+    assert_eq!((record(2), record(3)), (row(), row()));
+    assert_eq!(record(4), Recorded::Refused(Refusal::Busy(Limit::SavedReplies)));
+    assert_eq!(record(1), row());
 }
