@@ -1,6 +1,6 @@
 //! `onced restore`: a new store from a backup, in a new incarnation of its cluster's history.
 //!
-//! The file is read twice: once to check every record of it before anything is written, and once to
+//! The file is read twice: once to check every piece of it before anything is written, and once to
 //! build the store, whose rows must then come to the digests that the backup ends with. A restore that
 //! is cut short leaves a folder that no node is started on.
 
@@ -62,7 +62,7 @@ fn bad(file: &Path, error: &BackupError) -> ExitError {
     let advice = match error {
         BackupError::Io(_) | BackupError::Foreign | BackupError::Format(_) => "",
         BackupError::Header
-        | BackupError::Record { .. }
+        | BackupError::Piece { .. }
         | BackupError::Cut { .. }
         | BackupError::Trailing { .. } => "; use another copy of it, or another backup",
     };
@@ -82,7 +82,7 @@ enum Next {
 }
 
 fn next(decoder: &mut Decoder) -> Result<Next, BackupError> {
-    match decoder.next_record()? {
+    match decoder.next_piece()? {
         BackupRecord::Rows(rows) => match Entry::decode(&rows) {
             Ok(entry) => Ok(Next::Rows(entry)),
             Err(_) => Err(decoder.refuse("its rows do not decode")),

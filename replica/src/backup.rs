@@ -14,9 +14,13 @@
 //!   lease, and what was committed then is folded before anything is read.
 //! - A number that was asked for before is answered with the same piece; the next number says that the
 //!   client has the one before.
-//! - One backup is made at a time. It ends with its last piece (which is kept for a while, to be asked
-//!   for again), when its client is silent for too long, when the log does not hold what it needs any more, or with this primary. Who asks for a
-//!   backup that is over is told so, and begins another one.
+//! - One backup is made at a time. Who asks for one that is over is told so, and begins another.
+//!
+//! A backup ends
+//! - with its last piece, which is kept for a while, to be asked for again;
+//! - when its client is silent for too long;
+//! - when the log does not hold what it needs any more;
+//! - with this primary.
 
 use onlyonce_storage::Index;
 use onlyonce_wire::backup::{BackupBegin, BackupEnd, BackupRecord};
@@ -198,7 +202,7 @@ impl Replica {
             }
             Next::Piece(piece) => {
                 backup.stage = Stage::Ready;
-                backup.piece = Some(record(piece, &backup.source));
+                backup.piece = Some(told(piece, &backup.source));
                 self.answer_piece();
             }
             Next::Lost => self.end_backup("the log no longer holds what it needs"),
@@ -218,7 +222,7 @@ impl Replica {
 }
 
 /// A piece, as its client is told.
-fn record(piece: Piece, source: &Source) -> BackupRecord {
+fn told(piece: Piece, source: &Source) -> BackupRecord {
     match piece {
         Piece::Effects(entry) => BackupRecord::Rows(entry),
         Piece::End(end) => BackupRecord::End(BackupEnd {

@@ -1,15 +1,15 @@
 //! A backup: what a primary tells of its tables, and the file that holds it.
 //!
 //! ```text
-//! file     "oncesave" │ format u32 │ crc u32 of both │ record…
-//! record   length u32 │ crc u32 │ kind u8 │ payload
+//! file     "oncesave" │ format u32 │ crc u32 of both │ piece…
+//! piece    length u32 │ crc u32 │ kind u8 │ payload
 //! 0 begin  cluster u128 │ incarnation u64
 //! 1 rows   an entry, as in a record of the log
 //! 2 end    index u64 │ view u64 │ chain u32 │ digests: kv, sessions, replies, keys, expiry, u128 each
 //! ```
-//! Numbers are little-endian. A length is that of its payload; a crc (CRC-32, IEEE) is of the record's
-//! number (u64, from 0 on), its length, its kind and its payload, so that no record can be missing, come
-//! twice or change its place unseen. The first record begins the backup, the last one ends it, and nothing
+//! Numbers are little-endian. A length is that of its payload; a crc (CRC-32, IEEE) is of the piece's
+//! number (u64, from 0 on), its length, its kind and its payload, so that no piece can be missing, come
+//! twice or change its place unseen. The first piece begins the backup, the last one ends it, and nothing
 //! follows; all between them are rows, folded in this order.
 
 use std::io::{self, Read};
@@ -24,7 +24,7 @@ use crate::limits::BACKUP_PIECE_BYTES_MAX;
 pub const FORMAT: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"oncesave";
-const RECORD_HEADER_BYTES: usize = 9;
+const PIECE_HEADER_BYTES: usize = 9;
 
 /// Whose state a backup holds.
 ///
@@ -55,7 +55,7 @@ pub struct BackupEnd {
     pub digests: [u128; 5],
 }
 
-/// A record of a backup.
+/// A piece of a backup, as it is asked for and as it is in the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BackupRecord {
     /// The first.
@@ -97,7 +97,7 @@ impl BackupRecord {
         }
     }
 
-    /// The record with this kind and payload; none if there is none.
+    /// The piece with this kind and payload; none if there is none.
     fn decode(kind: u8, mut payload: Bytes) -> Option<Self> {
         match (kind, payload.len()) {
             (0, 24) => Some(Self::Begin(BackupBegin {
@@ -125,22 +125,22 @@ fn checksum(number: u64, kind: u8, payload: &[u8]) -> u32 {
     checksum.finalize()
 }
 
-/// Turns records into the bytes of a file.
+/// Turns pieces into the bytes of a file.
 #[derive(Debug, Default)]
 pub struct BackupEncoder {
     number: u64,
 }
 
 impl BackupEncoder {
-    /// The bytes of the next record; the first one's come after the file's header.
-    pub fn encode(&mut self, record: &BackupRecord) -> Bytes {
+    /// The bytes of the next piece; the first one's come after the file's header.
+    pub fn encode(&mut self, piece: &BackupRecord) -> Bytes {
         let mut bytes = BytesMut::new();
         if self.number == 0 {
             bytes.put_slice(&MAGIC);
             bytes.put_u32_le(FORMAT);
             bytes.put_u32_le(crc32fast::hash(&bytes));
         }
-        let (kind, payload) = (record.kind(), record.payload());
+        let (kind, payload) = (piece.kind(), piece.payload());
         bytes.put_u32_le(u32::try_from(payload.len()).expect("within the limit of a frame"));
         bytes.put_u32_le(checksum(self.number, kind, &payload));
         bytes.put_u8(kind);
@@ -165,10 +165,10 @@ pub enum BackupError {
     /// Another release made it.
     #[error("it has format {0}, this release reads {FORMAT}: use the release that made it")]
     Format(u32),
-    /// A record is damaged, or out of place.
-    #[error("record {number}, at byte {at}, is damaged: {problem}")]
-    Record {
-        /// Which record, from 0 on.
+    /// A piece is damaged, or out of place.
+    #[error("piece {number}, at byte {at}, is damaged: {problem}")]
+    Piece {
+        /// Which piece, from 0 on.
         number: u64,
         /// Where it begins in the file.
         at: u64,
@@ -176,35 +176,35 @@ pub enum BackupError {
         problem: &'static str,
     },
     /// It ends early.
-    #[error("it is cut off: it ends at byte {at}, inside or before record {number}")]
+    #[error("it is cut off: it ends at byte {at}, inside or before piece {number}")]
     Cut {
-        /// Which record is missing, or incomplete.
+        /// Which piece is missing, or incomplete.
         number: u64,
         /// The file's length.
         at: u64,
     },
     /// It does not end where it should.
-    #[error("something follows its last record, from byte {at} on")]
+    #[error("something follows its last piece, from byte {at} on")]
     Trailing {
         /// Where.
         at: u64,
     },
 }
 
-/// Reads the records of a file, each one checked.
+/// Reads the pieces of a file, each one checked.
 #[derive(Debug)]
 pub struct BackupDecoder<R> {
     file: R,
     at: u64,
     number: u64,
-    /// Where the newest record begins.
-    record_at: u64,
+    /// Where the newest piece begins.
+    piece_at: u64,
 }
 
 impl<R: Read> BackupDecoder<R> {
     /// Begins to read a file.
     pub fn new(file: R) -> Result<(Self, BackupBegin), BackupError> {
-        let mut decoder = Self { file, at: 0, number: 0, record_at: 0 };
+        let mut decoder = Self { file, at: 0, number: 0, piece_at: 0 };
         let mut header = [0; 16];
         let length = decoder.fill(&mut header)?;
         if header[..length.min(8)] != MAGIC[..length.min(8)] || length == 0 {
@@ -220,24 +220,22 @@ impl<R: Read> BackupDecoder<R> {
         if number_at(8) != FORMAT {
             return Err(BackupError::Format(number_at(8)));
         }
-        match decoder.record()? {
+        match decoder.piece()? {
             BackupRecord::Begin(begin) => Ok((decoder, begin)),
-            BackupRecord::Rows(_) | BackupRecord::End(_) => Err(BackupError::Record {
-                number: 0,
-                at: 16,
-                problem: "it does not begin a backup",
-            }),
+            BackupRecord::Rows(_) | BackupRecord::End(_) => {
+                Err(BackupError::Piece { number: 0, at: 16, problem: "it does not begin a backup" })
+            }
         }
     }
 
-    /// The next record: rows, or the end, with nothing after it.
-    pub fn next_record(&mut self) -> Result<BackupRecord, BackupError> {
+    /// The next piece: rows, or the end, with nothing after it.
+    pub fn next_piece(&mut self) -> Result<BackupRecord, BackupError> {
         let (number, at) = (self.number, self.at);
-        let record = self.record()?;
-        match record {
+        let piece = self.piece()?;
+        match piece {
             BackupRecord::Begin(_) => {
                 let problem = "it begins another backup";
-                return Err(BackupError::Record { number, at, problem });
+                return Err(BackupError::Piece { number, at, problem });
             }
             BackupRecord::Rows(_) => {}
             BackupRecord::End(_) => {
@@ -247,7 +245,7 @@ impl<R: Read> BackupDecoder<R> {
                 }
             }
         }
-        Ok(record)
+        Ok(piece)
     }
 
     /// How many bytes were read.
@@ -256,17 +254,17 @@ impl<R: Read> BackupDecoder<R> {
         self.at
     }
 
-    /// What is wrong with the record that was read last.
+    /// What is wrong with the piece that was read last.
     #[must_use]
     pub fn refuse(&self, problem: &'static str) -> BackupError {
-        BackupError::Record { number: self.number - 1, at: self.record_at, problem }
+        BackupError::Piece { number: self.number - 1, at: self.piece_at, problem }
     }
 
-    fn record(&mut self) -> Result<BackupRecord, BackupError> {
+    fn piece(&mut self) -> Result<BackupRecord, BackupError> {
         let (number, at) = (self.number, self.at);
-        self.record_at = at;
-        let damaged = |problem| BackupError::Record { number, at, problem };
-        let mut header = [0; RECORD_HEADER_BYTES];
+        self.piece_at = at;
+        let damaged = |problem| BackupError::Piece { number, at, problem };
+        let mut header = [0; PIECE_HEADER_BYTES];
         if self.fill(&mut header)? < header.len() {
             return Err(self.cut());
         }
@@ -311,7 +309,7 @@ impl<R: Read> BackupDecoder<R> {
 mod tests {
     use super::*;
 
-    fn records() -> Vec<BackupRecord> {
+    fn pieces() -> Vec<BackupRecord> {
         let (cluster, incarnation) = (ClusterId(7 << 100), Incarnation(3));
         let end = BackupEnd { index: 9, view: View(2), chain: 5, digests: [1, 2, 3, 4, u128::MAX] };
         vec![
@@ -323,32 +321,32 @@ mod tests {
         ]
     }
 
-    fn pieces() -> Vec<Bytes> {
+    fn encoded() -> Vec<Bytes> {
         let mut encoder = BackupEncoder::default();
-        records().iter().map(|record| encoder.encode(record)).collect()
+        pieces().iter().map(|piece| encoder.encode(piece)).collect()
     }
 
     fn read(file: &[u8]) -> Result<Vec<BackupRecord>, BackupError> {
         let (mut decoder, begin) = BackupDecoder::new(file)?;
-        let mut records = vec![BackupRecord::Begin(begin)];
+        let mut pieces = vec![BackupRecord::Begin(begin)];
         loop {
-            records.push(decoder.next_record()?);
-            if matches!(records.last(), Some(BackupRecord::End(_))) {
-                return Ok(records);
+            pieces.push(decoder.next_piece()?);
+            if matches!(pieces.last(), Some(BackupRecord::End(_))) {
+                return Ok(pieces);
             }
         }
     }
 
     /// What was written is read.
     #[test]
-    fn records_come_back() {
-        assert_eq!(read(&pieces().concat()).expect("a whole file"), records());
+    fn pieces_come_back() {
+        assert_eq!(read(&encoded().concat()).expect("a whole file"), pieces());
     }
 
     /// No byte can change, and no place be the end, unseen.
     #[test]
     fn every_flip_and_every_cut_is_seen() {
-        let file = pieces().concat();
+        let file = encoded().concat();
         for at in 0..file.len() {
             let mut flipped = file.clone();
             for bit in 0..8 {
@@ -362,19 +360,19 @@ mod tests {
         assert!(matches!(read(&longer), Err(BackupError::Trailing { at: it }) if it == at));
     }
 
-    /// No record can be left out, come twice or change its place.
+    /// No piece can be left out, come twice or change its place.
     #[test]
-    fn records_have_their_places() {
-        let pieces = pieces();
+    fn pieces_have_their_places() {
+        let pieces = encoded();
         for left_out in 1..pieces.len() {
             let others = (0..pieces.len()).filter(|it| *it != left_out);
             let file: Vec<u8> = others.flat_map(|it| pieces[it].to_vec()).collect();
-            assert!(read(&file).is_err(), "without record {left_out}");
+            assert!(read(&file).is_err(), "without piece {left_out}");
         }
         let order = |order: [usize; 6]| order.map(|it| pieces[it].clone()).concat();
         for file in [order([0, 1, 1, 2, 3, 4]), order([0, 1, 3, 2, 3, 4])] {
             let refused = read(&file).expect_err("out of place");
-            assert!(matches!(refused, BackupError::Record { number: 2, .. }), "{refused}");
+            assert!(matches!(refused, BackupError::Piece { number: 2, .. }), "{refused}");
         }
     }
 
