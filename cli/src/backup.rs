@@ -96,7 +96,7 @@ impl Steps {
 /// Returns the record that it is as of.
 async fn to_output(steps: &mut Steps, progress: &mut Progress<'_>) -> Result<u64, End> {
     let mut out = io::stdout().lock();
-    let failed = |error| End::file(Path::new("standard output"), error);
+    let failed = |error| End::backup_file(Path::new("standard output"), error);
     loop {
         let (bytes, last) = match steps.next().await? {
             BackupStep::Bytes(bytes) => (bytes, None),
@@ -122,7 +122,7 @@ fn place(target: &Path) -> Result<PathBuf, End> {
         Ok(found) if !found.is_file() => return Err(refuse(NOT_REGULAR)),
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(End::file(target, error)),
+        Err(error) => return Err(End::backup_file(target, error)),
     }
     let mut place = target.to_owned();
     // It ends: a link that leads back to itself was found to be one just now.
@@ -145,7 +145,7 @@ impl Partial {
         let mut path = target.as_os_str().to_owned();
         path.push(".partial");
         let path = PathBuf::from(path);
-        let failed = |error| End::file(&path, error);
+        let failed = |error| End::backup_file(&path, error);
         // It is given the name in the end: a link, say, must not be.
         if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
             let text = format!("{} is in the way, and not a regular file", path.display());
@@ -162,7 +162,7 @@ impl Partial {
             // Another process may have made it a whole backup just now.
             Ok(()) if is_named(&file).unwrap_or(false) => {}
             Ok(()) | Err(TryLockError::WouldBlock) => {
-                return Err(End::file(&path, io::Error::other("another process writes it")));
+                return Err(End::backup_file(&path, io::Error::other("another process writes it")));
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
@@ -172,7 +172,7 @@ impl Partial {
 
     /// Writes it, and gives it its name; returns the record that it is as of.
     async fn fill(self, steps: &mut Steps, progress: &mut Progress<'_>) -> Result<u64, End> {
-        let failed = |error| End::file(&self.path, error);
+        let failed = |error| End::backup_file(&self.path, error);
         let mut out = BufWriter::with_capacity(WRITE_BYTES, &self.file);
         let index = loop {
             match steps.next().await? {
@@ -202,7 +202,7 @@ impl Partial {
             let folder = self.target.parent().filter(|folder| !folder.as_os_str().is_empty());
             File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
         };
-        named().map_err(|error| End::file(&self.target, error))?;
+        named().map_err(|error| End::backup_file(&self.target, error))?;
         Ok(index)
     }
 }

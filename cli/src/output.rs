@@ -29,8 +29,10 @@ pub enum End {
     InputTooLarge,
     /// Standard input failed; nothing was sent.
     Input(io::Error),
-    /// A file failed.
-    File(PathBuf, io::Error),
+    /// What was done to the file of a backup failed: none was made.
+    BackupFile(PathBuf, io::Error),
+    /// Man pages cannot be written into a folder.
+    Pages(PathBuf, io::Error),
     /// A backup on standard output was begun anew: what was written is of no use.
     BackupCut,
     /// Standard output failed, after the answer had come.
@@ -50,9 +52,9 @@ impl From<BuildError> for End {
 }
 
 impl End {
-    /// Something that was done to a file failed.
-    pub fn file(path: &Path, error: io::Error) -> Self {
-        Self::File(path.to_owned(), error)
+    /// Something that was done to the file of a backup failed.
+    pub fn backup_file(path: &Path, error: io::Error) -> Self {
+        Self::BackupFile(path.to_owned(), error)
     }
 }
 
@@ -105,9 +107,15 @@ impl Printer {
                 self.error_line(&json!({ "error": "input", "message": text }));
                 ExitCode::from(1)
             }
-            End::File(path, error) => {
+            End::BackupFile(path, error) => {
                 let text = format!("{}: {error}", path.display());
                 eprintln!("once: no backup was made: {text}");
+                self.error_line(&json!({ "error": "file", "message": text }));
+                ExitCode::from(1)
+            }
+            End::Pages(folder, error) => {
+                let text = format!("{}: {error}", folder.display());
+                eprintln!("once: {text}");
                 self.error_line(&json!({ "error": "file", "message": text }));
                 ExitCode::from(1)
             }

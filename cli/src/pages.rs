@@ -52,7 +52,7 @@ pub fn man(folder: &Path, printer: &Printer) -> ExitCode {
     command.build();
     match write_pages(&command, &[], folder) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => printer.end(&End::Usage(format!("{}: {error}", folder.display()))),
+        Err(error) => printer.end(&End::Pages(folder.to_owned(), error)),
     }
 }
 
