@@ -128,7 +128,7 @@ marks! {
     SavedRepliesFull => "saved_replies_full",
     /// An idempotency key was forgotten by an entry.
     KeysForgotten => "keys_forgotten",
-    /// The logged calendar went less far than the primary's: twice as fast as the age.
+    /// The logged calendar went less far than the primary's: a year a day of the age.
     CalendarHeldByAge => "calendar_held_by_age",
     /// The logged calendar stayed where it was: the primary's was behind it.
     CalendarHeldByLog => "calendar_held_by_log",

@@ -6,8 +6,7 @@ use bytes::Bytes;
 use onlyonce_storage::{Entry, Index};
 use onlyonce_wire::check::check_size;
 use onlyonce_wire::client::{
-    Answer, Execute, ExecuteId, Fingerprint, Limit, Operation, Part, Question, Read, Refusal,
-    Request,
+    Answer, Execute, ExecuteId, Fingerprint, Limit, Operation, Part, Read, Refusal, Request,
 };
 use onlyonce_wire::{Incarnation, Seq, SessionId, codec, limits};
 
@@ -74,7 +73,7 @@ impl Replica {
         }
         let Role::Primary(primary) = &self.role else { return Some(self.not_primary()) };
         let current: Incarnation = self.saved.incarnation;
-        match incarnation_of(request).unwrap_or(current).cmp(&current) {
+        match request.incarnation().unwrap_or(current).cmp(&current) {
             // That is true whatever this primary finds in its log.
             Ordering::Less => Some(Answer::Refused(Refusal::OtherIncarnation { current })),
             Ordering::Greater => Some(Answer::AskAgain),
@@ -272,23 +271,6 @@ impl Replica {
 
     pub(crate) fn reply(&mut self, to: ReplyTo, answer: Answer) {
         self.effects.push(Effect::Reply { to, answer });
-    }
-}
-
-/// The incarnation in which a request's ids mean something; none if it has no ids.
-fn incarnation_of(request: &Request) -> Option<Incarnation> {
-    match request {
-        Request::Open { incarnation, .. }
-        | Request::Close { incarnation, .. }
-        | Request::KeepAlive { incarnation, .. }
-        | Request::Execute(Execute { incarnation, .. })
-        | Request::Outcome(Question { incarnation, .. })
-        | Request::Cancel(Question { incarnation, .. }) => Some(*incarnation),
-        Request::Read(_)
-        | Request::Sessions { .. }
-        | Request::Session(_)
-        | Request::Status
-        | Request::Backup { .. } => None,
     }
 }
 

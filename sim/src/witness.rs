@@ -73,7 +73,7 @@ impl Copies {
             return Err(format!("I10: a copy of a request is answered twice, now {answer:?}"));
         };
         let told = |error: String| format!("{error} ({:?} was told {answer:?})", copy.request);
-        if incarnation_of(&copy.request).is_some_and(|it| it != ledger.fold.incarnation) {
+        if copy.request.incarnation().is_some_and(|it| it != ledger.fold.incarnation) {
             is_refused(answer, ledger.fold.incarnation).map_err(told)?;
             return Ok(copy.from);
         }
@@ -126,23 +126,6 @@ impl Copies {
             format!("P3, I10: it ran before, {} was committed: {fates:?}", copy.seen)
         })?;
         Ok(fate.index)
-    }
-}
-
-/// In which incarnation a request's ids mean something; none if it has none.
-fn incarnation_of(request: &Request) -> Option<Incarnation> {
-    match request {
-        Request::Open { incarnation, .. }
-        | Request::Close { incarnation, .. }
-        | Request::KeepAlive { incarnation, .. }
-        | Request::Execute(wire::Execute { incarnation, .. })
-        | Request::Outcome(Question { incarnation, .. })
-        | Request::Cancel(Question { incarnation, .. }) => Some(*incarnation),
-        Request::Read(_)
-        | Request::Sessions { .. }
-        | Request::Session(_)
-        | Request::Status
-        | Request::Backup { .. } => None,
     }
 }
 

@@ -150,6 +150,26 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// The incarnation in which its ids mean something; none if it has no ids.
+    #[must_use]
+    pub fn incarnation(&self) -> Option<Incarnation> {
+        match self {
+            Self::Open { incarnation, .. }
+            | Self::Close { incarnation, .. }
+            | Self::KeepAlive { incarnation, .. }
+            | Self::Execute(Execute { incarnation, .. })
+            | Self::Outcome(Question { incarnation, .. })
+            | Self::Cancel(Question { incarnation, .. }) => Some(*incarnation),
+            Self::Read(_)
+            | Self::Sessions { .. }
+            | Self::Session(_)
+            | Self::Status
+            | Self::Backup { .. } => None,
+        }
+    }
+}
+
 /// An operation and the id under which it takes effect exactly once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Execute {
