@@ -9,7 +9,7 @@ use onlyonce_wire::client::{Answer, Fingerprint, Operation, Request, Write};
 use onlyonce_wire::codec;
 
 use crate::builder;
-use crate::fake::{CLUSTER, FakeNode, Model, Reaction, Received, until};
+use crate::fake::{CLUSTER, FakeNode, Model, Reaction, Received, executes, until};
 
 const DEADLINE: Duration = Duration::from_millis(300);
 
@@ -105,10 +105,10 @@ async fn neighbours_of_an_unresolved_request_end_well() {
 #[tokio::test]
 async fn a_request_that_nobody_took_is_definitely_not_sent() {
     let model = Model::shared();
-    let node = FakeNode::start(&model, |received| match received.execute() {
-        Some(_) => Reaction::Answer(Answer::NotPrimary { view: View(1), primary: None }),
-        None => Reaction::Serve,
-    })
+    let node = FakeNode::start(
+        &model,
+        executes(|| Reaction::Answer(Answer::NotPrimary { view: View(1), primary: None })),
+    )
     .await;
     let mut client = client(&node);
     let mut error = client.incr("n", 1).await.expect_err("no primary");

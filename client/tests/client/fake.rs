@@ -47,6 +47,14 @@ pub enum Reaction {
     Goodbye(Goodbye),
 }
 
+/// Treats each request to execute something as told, everything else well.
+pub fn executes(mut react: impl FnMut() -> Reaction) -> impl FnMut(&Received) -> Reaction {
+    move |received| match received.execute() {
+        Some(_) => react(),
+        None => Reaction::Serve,
+    }
+}
+
 /// A request as it arrived.
 #[derive(Clone, Debug)]
 pub struct Received {

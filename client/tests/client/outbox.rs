@@ -9,7 +9,7 @@ use onlyonce_wire::{ClusterId, StoreId};
 use tempfile::TempDir;
 
 use crate::builder;
-use crate::fake::{CLUSTER, FakeNode, Model, Reaction, Received, until};
+use crate::fake::{CLUSTER, FakeNode, Model, Reaction, Received, executes, until};
 
 fn folder() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -31,10 +31,7 @@ async fn found(node: &FakeNode, outbox: &Path) -> Vec<Result<Outcome, Error>> {
 }
 
 fn refuse(refusal: Refusal) -> impl FnMut(&Received) -> Reaction {
-    move |received| match received.execute() {
-        Some(_) => Reaction::Answer(Answer::Refused(refusal.clone())),
-        None => Reaction::Serve,
-    }
+    executes(move || Reaction::Answer(Answer::Refused(refusal.clone())))
 }
 
 /// Whoever is told that a request never took effect may send it as a new one: the outbox has it no
@@ -64,10 +61,7 @@ async fn client_value(model: &std::sync::Arc<std::sync::Mutex<Model>>) -> Option
 #[tokio::test]
 async fn what_may_run_is_found() {
     let model = Model::shared();
-    let lose = |received: &Received| match received.execute() {
-        Some(_) => Reaction::LoseAnswer,
-        None => Reaction::Serve,
-    };
+    let lose = executes(|| Reaction::LoseAnswer);
     let node = FakeNode::start(&model, lose).await;
     let (_folder, path) = folder();
     let client = client(&node, &path);
@@ -88,11 +82,7 @@ async fn what_may_run_is_found() {
 #[tokio::test]
 async fn a_dropped_call_is_left_behind() {
     let model = Model::shared();
-    let node = FakeNode::start(&model, |received| match received.execute() {
-        Some(_) => Reaction::Ignore,
-        None => Reaction::Serve,
-    })
-    .await;
+    let node = FakeNode::start(&model, executes(|| Reaction::Ignore)).await;
     let (_folder, path) = folder();
     let client = builder([&node]).outbox(&path).build().expect("opens");
     let call = tokio::spawn({
@@ -159,11 +149,7 @@ async fn a_full_outbox_names_the_way_out() {
     // With its key and its header, one less than there are megabytes fit.
     const FIT: usize = 63;
     let model = Model::shared();
-    let node = FakeNode::start(&model, |received| match received.execute() {
-        Some(_) => Reaction::Ignore,
-        None => Reaction::Serve,
-    })
-    .await;
+    let node = FakeNode::start(&model, executes(|| Reaction::Ignore)).await;
     let (_folder, path) = folder();
     let patient = builder([&node]).attempt_timeout(Duration::from_secs(60)).outbox(&path);
     let client = patient.build().expect("opens");
@@ -208,11 +194,7 @@ async fn a_close_lets_go_of_what_ran() {
 #[tokio::test]
 async fn all_requests_are_for_one_cluster() {
     let model = Model::shared();
-    let node = FakeNode::start(&model, |received| match received.execute() {
-        Some(_) => Reaction::LoseAnswer,
-        None => Reaction::Serve,
-    })
-    .await;
+    let node = FakeNode::start(&model, executes(|| Reaction::LoseAnswer)).await;
     let join = |node: &FakeNode, cluster, store| {
         node.greet_with(|welcome| {
             let welcome = welcome.as_mut().expect("a welcome");

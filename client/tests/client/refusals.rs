@@ -5,17 +5,15 @@ use onlyonce_wire::Seq;
 use onlyonce_wire::client::{Answer, Part};
 
 use crate::client;
-use crate::fake::{FakeNode, Model, Reaction, Received, until};
+use crate::fake::{FakeNode, Model, Reaction, Received, executes, until};
 
 /// Executes are treated in turn; everything else is served.
 async fn node(reactions: Vec<Reaction>) -> (FakeNode, std::sync::Arc<std::sync::Mutex<Model>>) {
     let model = Model::shared();
     let mut reactions = reactions.into_iter();
-    let node = FakeNode::start(&model, move |received| match received.execute() {
-        Some(_) => reactions.next().unwrap_or(Reaction::Serve),
-        None => Reaction::Serve,
-    })
-    .await;
+    let node =
+        FakeNode::start(&model, executes(move || reactions.next().unwrap_or(Reaction::Serve)))
+            .await;
     (node, model)
 }
 

@@ -6,16 +6,13 @@ use onlyonce_client::Refusal;
 use onlyonce_wire::View;
 use onlyonce_wire::client::{Answer, Goodbye, Limit};
 
-use crate::fake::{FakeNode, Model, Reaction, Received};
+use crate::fake::{FakeNode, Model, Reaction, Received, executes};
 use crate::{builder, client};
 
 /// Treats the executes one after the other as told, everything else well.
 fn in_turn(reactions: Vec<Reaction>) -> impl FnMut(&Received) -> Reaction {
     let mut reactions = reactions.into_iter();
-    move |received| match received.execute() {
-        Some(_) => reactions.next().unwrap_or(Reaction::Serve),
-        None => Reaction::Serve,
-    }
+    executes(move || reactions.next().unwrap_or(Reaction::Serve))
 }
 
 /// Increments once while the first attempts go wrong in the given ways; all copies must be equal.
@@ -115,11 +112,7 @@ async fn failover() {
         let answer = Answer::NotPrimary { view: View(view), primary: Some(to.to_owned()) };
         move |_: &Received| Reaction::Answer(answer.clone())
     };
-    let first = FakeNode::start(&model, |received| match received.execute() {
-        Some(_) => Reaction::LoseAnswer,
-        None => Reaction::Serve,
-    })
-    .await;
+    let first = FakeNode::start(&model, executes(|| Reaction::LoseAnswer)).await;
     let second = FakeNode::start(&model, hint(&first.address, 1)).await;
     let client = builder([&second, &first]).attempt_timeout(Duration::from_secs(60)).build();
     let client = client.expect("addresses");

@@ -7,7 +7,7 @@ use onlyonce_wire::View;
 use onlyonce_wire::client::{Answer, Limit, Refusal};
 
 use crate::builder;
-use crate::fake::{FakeNode, Model, Reaction, Received, until};
+use crate::fake::{FakeNode, Model, Reaction, Received, executes, until};
 
 fn client(node: &FakeNode, semantics: Semantics) -> Client {
     builder([node]).semantics(semantics).build().expect("an address")
@@ -65,10 +65,7 @@ async fn at_most_once_sends_once() {
     for reaction in [Reaction::LoseAnswer, Reaction::ServeAndCut, Reaction::Cut, again()] {
         let model = Model::shared();
         let mut reactions = [reaction].into_iter();
-        let script = move |received: &Received| match received.execute() {
-            Some(_) => reactions.next().unwrap_or(Reaction::Serve),
-            None => Reaction::Serve,
-        };
+        let script = executes(move || reactions.next().unwrap_or(Reaction::Serve));
         let node = FakeNode::start(&model, script).await;
         let client = client(&node, Semantics::AtMostOnce);
         let error = client.incr("n", 1).await.expect_err("no reply comes");
@@ -88,10 +85,7 @@ async fn at_most_once_follows_what_did_nothing() {
     let not_primary = Answer::NotPrimary { view: View(1), primary: None };
     let busy = Answer::Refused(Refusal::Busy(Limit::Queue));
     let mut answers = [not_primary, busy].into_iter();
-    let script = move |received: &Received| match received.execute() {
-        Some(_) => answers.next().map_or(Reaction::Serve, Reaction::Answer),
-        None => Reaction::Serve,
-    };
+    let script = executes(move || answers.next().map_or(Reaction::Serve, Reaction::Answer));
     let node = FakeNode::start(&model, script).await;
     let client = client(&node, Semantics::AtMostOnce);
     assert_eq!(client.incr("n", 1).await.expect("counted"), 1);
@@ -101,10 +95,7 @@ async fn at_most_once_follows_what_did_nothing() {
 /// With one outstanding request the next waits for the reply, and acknowledges all before it.
 #[tokio::test]
 async fn one_outstanding_waits() {
-    let hold = |received: &Received| match received.execute() {
-        Some(_) => Reaction::Hold,
-        None => Reaction::Serve,
-    };
+    let hold = executes(|| Reaction::Hold);
     let node = FakeNode::start(&Model::shared(), hold).await;
     let client = builder([&node]).attempt_timeout(Duration::from_secs(60)).one_outstanding();
     let client = client.build().expect("an address");
