@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use onlyonce_client::{BuildError, Client, Error, OutboxError, Outcome, Refusal, fresh_key};
+use onlyonce_client::{
+    BuildError, Client, Error, Incarnation, OutboxError, Outcome, Refusal, UnresolvedReason,
+    fresh_key,
+};
 use onlyonce_wire::client::{Answer, Limit};
 use onlyonce_wire::{ClusterId, StoreId};
 use tempfile::TempDir;
@@ -76,6 +79,33 @@ async fn what_may_run_is_found() {
     assert!(matches!(recovered.result, Ok(Outcome::Integer(1))), "{recovered:?}");
     assert!(client.recover().await.is_empty());
     assert_eq!(client_value(&model).await.as_deref(), Some(&b"1"[..]));
+}
+
+/// In a new incarnation a request that never ran goes on under a new key, and one that may have run is
+/// unresolved for good: neither is found again under the old one.
+#[tokio::test]
+async fn nothing_stays_from_an_earlier_incarnation() {
+    let model = Model::shared();
+    let node = FakeNode::start(&model, |_| Reaction::Serve).await;
+    let (_folder, path) = folder();
+    let client = client(&node, &path);
+    let renew = |incarnation| model.lock().expect("nobody panicked").incarnation = incarnation;
+    assert_eq!(client.incr("n", 1).await.expect("runs"), 1);
+    renew(Incarnation(2));
+    assert_eq!(client.incr("n", 1).await.expect("runs anew"), 2);
+    assert!(client.recover().await.is_empty());
+
+    node.script(executes(|| Reaction::LoseAnswer));
+    let error = client.incr("n", 1).await.expect_err("no answer");
+    assert!(matches!(error, Error::Unresolved(_)), "{error:?}");
+    renew(Incarnation(3));
+    node.script(|_| Reaction::Serve);
+    let [recovered] = &client.recover().await[..] else { panic!("it was given up") };
+    let Err(Error::Unresolved(open)) = &recovered.result else { panic!("{recovered:?}") };
+    assert!(matches!(open.reason(), UnresolvedReason::Refused(_)), "{open:?}");
+    assert!(client.recover().await.is_empty());
+    client.close().await;
+    assert!(found(&node, &path).await.is_empty());
 }
 
 /// A call that is dropped may still take effect, once: it stays in the outbox, sent or not.
